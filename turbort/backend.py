@@ -1,0 +1,102 @@
+"""Backends and devices: the seam a chip team implements. No torch is imported until a method needs it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from turbort.kernel import Kernel
+
+BACKEND_API = 1
+
+
+@dataclass(frozen=True)
+class Device:
+    """One usable device.
+
+    Attributes:
+        backend: name of the backend that found it.
+        name: what people call it (`NVIDIA H100 80GB HBM3`).
+        torch_name: what torch calls it (`cuda:0`, `npu:0`, `cpu`).
+        arch: architecture as profiles match it, with globs (`sm_90`, `Ascend910B3`, `v5e`, `x86_64`).
+        memory: bytes in all, or None when unknown.
+        dtypes: storage dtypes its kernels can compute in (`float32`, `bfloat16`, ...): the truth table.
+        features: tags that kernels require (`int8`, `fp8`, `tma`, `graph`, ...).
+    """
+
+    backend: str
+    name: str
+    torch_name: str
+    arch: str
+    memory: int | None = None
+    dtypes: frozenset[str] = frozenset({"float32"})
+    features: frozenset[str] = frozenset()
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """Why a backend cannot run here, and the command that would change that."""
+
+    reason: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class MemoryStats:
+    """Bytes on a device; None where the device cannot say."""
+
+    used: int | None = None
+    peak: int | None = None
+    total: int | None = None
+
+
+class Backend(ABC):
+    """Finds devices of one kind, supplies their kernels, owns memory pools, graphs, streams and timing.
+
+    Only `name`, `probe` and `kernels` must be given. The three ledgers map case-id globs to reasons:
+    `unsupported` is permanent, `known_issues` are expected failures that must name an issue, `quarantine`
+    is never run because it would take the process or the device down.
+    """
+
+    name: str
+    api: int = BACKEND_API
+    unsupported: Mapping[str, str] = {}
+    known_issues: Mapping[str, str] = {}
+    quarantine: Mapping[str, str] = {}
+
+    @abstractmethod
+    def probe(self) -> list[Device] | Unavailable:
+        """The devices of this machine; must be cheap and must not raise."""
+
+    @abstractmethod
+    def kernels(self) -> Iterable[Kernel]:
+        """Every kernel this backend offers, whatever the device."""
+
+    def synchronize(self, device: Device) -> None:
+        """Wait until the device has done what it was asked."""
+
+    def memory(self, device: Device) -> MemoryStats:
+        """Used, peak and total bytes of the device."""
+        return MemoryStats(total=device.memory)
+
+    def reset_peak(self, device: Device) -> None:
+        """Start a new peak-memory measurement."""
+
+    def empty_cache(self, device: Device) -> None:
+        """Give unused cached memory back to the device."""
+
+    def pool(self, device: Device, strategy: str) -> AbstractContextManager[Any]:
+        """The memory pool that allocations of a session come from (`memory.strategy` of the profile)."""
+        return nullcontext()
+
+    def compile_step(self, step: Callable[..., Any], device: Device) -> Callable[..., Any]:
+        """Turn one denoising step into its fastest callable (CUDA graph, NPUGraph, XLA); identity by default."""
+        return step
+
+    def explain(self, device: Device) -> Mapping[str, str]:
+        """Rows for `turbort devices` and `turbort doctor`."""
+        return device.details
