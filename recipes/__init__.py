@@ -1,0 +1,1 @@
+"""Recipes: end-to-end examples that make data for, train and judge small models."""

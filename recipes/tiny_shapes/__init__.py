@@ -1,0 +1,1 @@
+"""Moving coloured shapes: captions, rendered clips, and a judge that reads clips back."""
