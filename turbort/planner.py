@@ -1,0 +1,226 @@
+"""The planner: model sites + profile + device -> plan. It chooses once, before anything is loaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from turbort.backend import Device
+from turbort.errors import InputError, NoKernelError
+from turbort.kernel import Call, Kernel
+from turbort.plan import Choice, Plan
+from turbort.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from turbort.models.spec import ModelSpec
+    from turbort.profile import Profile
+    from turbort.registry import Registry
+
+log = logging.getLogger("turbort")
+
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+FLOAT_OF = {dtype: name for name, dtype in DTYPES.items()}
+FALLBACK_BACKEND = "reference"
+# What may stand in for a precision that no kernel of the device computes: always more bits, never fewer.
+_STEPS_UP: Mapping[str, tuple[str, ...]] = {
+    "bsq4": ("w4a8", "w8a8"),
+    "bsq8": ("w8a8",),
+    "w4a16": (),
+    "w4a8": ("w8a8",),
+    "w8a8-block128": (),
+    "w8a8": (),
+    "fp8": ("w8a8",),
+    "int8-fp8": ("int8",),
+    "int8": (),
+    "fp16": ("fp32",),
+    "bf16": ("fp32",),
+    "fp32": (),
+}
+LINEAR_ROLES = ("self.", "cross.", "ffn.")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a plan is for: the backend asked, one of its devices, and whether this rehearses another platform."""
+
+    backend: str
+    device: Device
+    rehearsal: bool = False
+
+
+def find_target(profile: Profile, registry: Registry, on: str | None = None) -> Target:
+    """The device a profile runs on: its own backend, or `on` (`cpu` = the reference backend) as a rehearsal.
+
+    Raises UnavailableError when that backend has no device here, with the hint to rehearse on the CPU.
+    """
+    wanted = profile.target.backend
+    name = {"cpu": FALLBACK_BACKEND}.get(on or wanted, on or wanted)
+    rehearsal = name != {"cpu": FALLBACK_BACKEND}.get(wanted, wanted)
+    devices = registry.devices(name)
+    matching = devices if rehearsal else [device for device in devices if _matches(profile, device)]
+    if not matching:
+        from turbort.errors import UnavailableError
+
+        found = [f"found {device.name} ({device.arch})" for device in devices]
+        raise UnavailableError(
+            f"profile {profile.name} wants {wanted} {' or '.join(profile.target.arch)}", tried=found, fix="choose another profile, or add `--on cpu` to rehearse it"
+        )
+    return Target(name, matching[0], rehearsal)
+
+
+def _matches(profile: Profile, device: Device) -> bool:
+    return not profile.target.arch or any(fnmatchcase(device.arch, pattern) for pattern in profile.target.arch)
+
+
+class Planner:
+    """Chooses precision and kernel for recorded call sites under one profile on one device."""
+
+    def __init__(self, profile: Profile, registry: Registry, target: Target) -> None:
+        self.profile = profile
+        self.registry = registry
+        self.target = target
+
+    def wanted(self, call: Call) -> tuple[str, str | None]:
+        """The precision the profile asks for at a site, and a note when a rule rather than its word decided."""
+        for pattern, precision in self.profile.precision.overrides.items():
+            if fnmatchcase(call.path.partition("/")[2], pattern) or fnmatchcase(call.path, pattern):
+                return precision, f"override {pattern}"
+        stage = call.path.partition("/")[0]
+        if stage == "vae":
+            return self.profile.precision.vae, None
+        if call.op == "linear" and call.role.startswith(LINEAR_ROLES):
+            return self.profile.precision.linear_name, None
+        if call.role == "attn.self":
+            return self.profile.precision.attention, None
+        dtype = next((FLOAT_OF[value.dtype] for value in call.args.values() if hasattr(value, "dtype") and value.dtype in FLOAT_OF), None)
+        if call.role == "time" or (dtype == "fp32" and call.op == "linear"):
+            return "fp32", "time path in fp32"
+        return self.profile.precision.compute, None
+
+    def choose(self, calls: Sequence[Call]) -> Choice:
+        """The choice for one site, given its distinct calls (a streaming VAE calls a site with several shapes)."""
+        call = max(calls, key=lambda item: sum(len(shape) for shape in item.shapes()))
+        wanted, note = self.wanted(call)
+        passed: dict[str, str] = {}
+        candidates = [(self.target.backend, wanted), *((self.target.backend, up) for up in self._steps_up(call, wanted))]
+        if self.target.backend != FALLBACK_BACKEND:
+            candidates.append((FALLBACK_BACKEND, wanted))
+        for backend, precision in candidates:
+            kernel = self._accepting(calls, backend, precision, passed)
+            if kernel is not None:
+                fallback = (backend, precision) != (self.target.backend, wanted)
+                if fallback:
+                    self._apply_policy(call, wanted, f"{backend}/{kernel.name} at {precision}", passed)
+                return Choice(
+                    path=call.path,
+                    op=call.op,
+                    role=call.role,
+                    precision=precision,
+                    kernel=f"{backend}/{kernel.name}",
+                    shapes=tuple(call.shapes()),
+                    fallback=fallback,
+                    passed_over=passed,
+                    note=f"wanted {wanted}" if precision != wanted else note,
+                )
+        raise self._no_kernel(call, wanted, passed)
+
+    def _steps_up(self, call: Call, wanted: str) -> tuple[str, ...]:
+        if wanted not in PRECISIONS:
+            return ()
+        last = () if PRECISIONS[wanted].kind == "float" else (self.profile.precision.compute,)
+        return tuple(name for name in (*_STEPS_UP.get(wanted, ()), *last) if name != wanted)
+
+    def _accepting(self, calls: Sequence[Call], backend: str, precision: str, passed: dict[str, str]) -> Kernel | None:
+        device = self.target.device
+        if precision in DTYPES and DTYPES[precision] not in device.dtypes:
+            passed[f"{backend}@{precision}"] = f"{device.name} does not compute in {DTYPES[precision]}"
+            return None
+        rows = self.registry.kernels(backend, calls[0].op)
+        for kernel in rows:
+            reason = next(filter(None, (kernel.refusal(call, precision, device) for call in calls)), None)
+            if reason is None:
+                return kernel
+            if precision in kernel.precisions or len(rows) == 1:
+                passed[f"{backend}/{kernel.name}@{precision}"] = reason
+        return None
+
+    def _apply_policy(self, call: Call, wanted: str, taken: str, passed: Mapping[str, str]) -> None:
+        if self.profile.fallback == "error":
+            raise self._no_kernel(call, wanted, passed)
+        if self.profile.fallback == "warn":
+            log.info("%s: no kernel for %s at %s, taking %s", call.path, call.op, wanted, taken)
+
+    def _no_kernel(self, call: Call, wanted: str, passed: Mapping[str, str]) -> NoKernelError:
+        return NoKernelError(
+            f"no kernel for {call.op} at {wanted} on {self.target.device.name} ({call.path})",
+            tried=[f"shapes: {', '.join(call.shapes())}", *(f"{name}: {reason}" for name, reason in passed.items())],
+            fix="choose another precision in the profile, or set `fallback: warn`",
+        )
+
+    def fuse_quantisation(self, sites: Sequence[Sequence[Call]], choices: list[Choice]) -> list[Choice]:
+        """Let a producer hand over quantised values where every reader wants the same scheme.
+
+        Without this q, k and v would each quantise the same activation.
+        """
+        by_path = {choice.path: choice for choice in choices}
+        fused = []
+        for calls, choice in zip(sites, choices, strict=True):
+            readers = [by_path.get(path) for path in calls[0].consumers]
+            schemes = {PRECISIONS[reader.precision].emit if reader and reader.op == "linear" else None for reader in readers}
+            scheme = schemes.pop() if len(schemes) == 1 else None
+            fused.append(replace(choice, emit=scheme) if scheme and scheme in self._emits(choice) else choice)
+        return fused
+
+    def _emits(self, choice: Choice) -> tuple[str, ...]:
+        backend, _, name = choice.kernel.partition("/")
+        return next(kernel.emits for kernel in self.registry.kernels(backend, choice.op) if kernel.name == name)
+
+    def plan(self, sites: Sequence[Sequence[Call]]) -> tuple[Choice, ...]:
+        """Choices for all sites, in call order."""
+        return tuple(self.fuse_quantisation(sites, [self.choose(calls) for calls in sites]))
+
+
+def make_plan(
+    spec: ModelSpec,
+    profile: Profile,
+    registry: Registry,
+    *,
+    backend: str | None = None,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    batch: int = 1,
+    target: Target | None = None,
+) -> Plan:
+    """Record `spec` on meta at this size (width, height in pixels) and choose under `profile`.
+
+    `backend` replaces the profile's own (`null` plans any profile on any machine; `cpu` rehearses it on the
+    reference backend). Raises UnavailableError when the backend has no device here, NoKernelError when
+    nothing computes a call.
+    """
+    from turbort.models.sites import record_model
+
+    width, height = size or (spec.defaults.width, spec.defaults.height)
+    count = frames or spec.defaults.frames
+    if batch < 1:
+        raise InputError(f"batch {batch} is not positive", fix="give a batch of 1 or more")
+    where = target or find_target(profile, registry, backend)
+    planner = Planner(profile, registry, where)
+    sites = record_model(spec, attention=profile.attention, dtype=DTYPES[profile.precision.compute], vae_dtype=DTYPES[profile.precision.vae], width=width, height=height, frames=count, batch=batch)
+    header = {
+        "model": spec.name,
+        "profile": profile.name,
+        "backend": where.backend,
+        "device": where.device.name,
+        "arch": where.device.arch,
+        "rehearsal": where.rehearsal,
+        "size": [width, height],
+        "frames": count,
+        "batch": batch,
+        "attention": profile.attention.model_dump(mode="json"),
+        "compute": profile.precision.compute,
+        "fallback": profile.fallback,
+    }
+    return Plan(header, planner.plan(sites))
