@@ -1,0 +1,127 @@
+"""Binding: store the plan's kernels on a model and place its weights in the form they want."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from turbort.errors import PlanError
+from turbort.kernel import Kernel
+from turbort.op import OpSpec, Slot, slots
+from turbort.plan import Choice, Plan
+from turbort.planner import DTYPES
+from turbort.precision import PRECISIONS
+from turbort.quant.qtensor import QTensor
+from turbort.quant.schemes import quantize
+from turbort.registry import Registry
+
+
+def find_kernel(choice: Choice, registry: Registry) -> Kernel:
+    """The kernel a plan line names; PlanError when no installed backend has it."""
+    backend, _, name = choice.kernel.partition("/")
+    rows = registry.kernels(backend, choice.op)
+    for kernel in rows:
+        if kernel.name == name:
+            return kernel
+    raise PlanError(
+        f"the plan names kernel {choice.kernel} for {choice.op}, which is not installed",
+        tried=[f"{backend} has {', '.join(kernel.name for kernel in rows) or 'none'}"],
+        fix="make the plan again with `turbort plan`",
+    )
+
+
+def bound_function(choice: Choice, kernel: Kernel, op: OpSpec) -> Callable[..., Any]:
+    """The callable of a site: the kernel's function with `precision` and `emit` filled in."""
+    loaded = kernel.load()
+    function = loaded.reference if isinstance(loaded, OpSpec) else loaded
+    fixed: dict[str, Any] = {}
+    if op.takes_precision and PRECISIONS[choice.precision].kind != "float":
+        fixed["precision"] = choice.precision
+    if choice.emit:
+        fixed["emit"] = choice.emit
+    return partial(function, **fixed) if fixed else function
+
+
+class Binder:
+    """Binds one stage (`dit`, `vae`) of a model to a plan and takes its weights one by one.
+
+    Weights arrive as plain tensors or QTensors in any order; each is brought into the precision of its site,
+    packed by the site's kernel and put on the device, so that no more than one layer is held twice.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, stage: str, registry: Registry, *, device: torch.device, dtype: torch.dtype) -> None:
+        self.model = model
+        self.device = device
+        self.dtype = dtype
+        self._choices: dict[int, tuple[Choice, Kernel]] = {}
+        wanted = {choice.path: choice for choice in plan if choice.path.startswith(f"{stage}/")}
+        for path, slot in slots(model).items():
+            choice = wanted.pop(f"{stage}/{path}", None)
+            if choice is None:
+                continue  # not reached when this model makes a video (the encoder of a text-to-video run)
+            kernel = find_kernel(choice, registry)
+            slot.bind(bound_function(choice, kernel, slot.op), provider=choice.kernel, precision=choice.precision)
+            self._choices[id(slot)] = choice, kernel
+        if wanted:
+            raise PlanError(
+                f"the plan has {len(wanted)} call sites that the model lacks, such as {next(iter(wanted))}",
+                fix="make the plan again with `turbort plan` for this model and profile",
+            )
+
+    def place(self, name: str, value: Tensor | QTensor) -> None:
+        """Put the parameter `name` (dotted path in the model) in place."""
+        owner, _, attribute = name.rpartition(".")
+        module = self.model.get_submodule(owner)
+        slot = vars(module).get("op")
+        if isinstance(slot, Slot) and attribute in slot.op.weights and id(slot) in self._choices:
+            packed = self._pack(value, *self._choices[id(slot)], like=module._parameters[attribute])
+        else:
+            packed = self._plain(name, value, self.dtype)
+        del module._parameters[attribute]
+        if isinstance(packed, Tensor):
+            setattr(module, attribute, nn.Parameter(packed, requires_grad=False))
+        else:
+            setattr(module, attribute, packed)
+
+    def _plain(self, name: str, value: Tensor | QTensor, dtype: torch.dtype) -> Tensor:
+        keep = any(part in name for part in getattr(self.model, "fp32", ()))
+        target = torch.float32 if keep else dtype
+        tensor = value.dequantize(target) if isinstance(value, QTensor) else value
+        return tensor.to(self.device, target).contiguous()
+
+    def _pack(self, value: Tensor | QTensor, choice: Choice, kernel: Kernel, like: Any) -> Any:
+        scheme = PRECISIONS[choice.precision].weight_scheme
+        weight: Tensor | QTensor
+        if scheme is None:
+            dtype = getattr(torch, DTYPES[choice.precision])
+            weight = value.dequantize(dtype) if isinstance(value, QTensor) else value
+            weight = weight.to(self.device, dtype).reshape(like.shape).contiguous()
+        elif isinstance(value, QTensor) and value.scheme == scheme:
+            weight = value.to(self.device)
+        else:
+            full = value.dequantize(torch.float32) if isinstance(value, QTensor) else value
+            weight = quantize(full.to(self.device, torch.float32).flatten(1), scheme)
+        pack = kernel.load_pack()
+        return pack(weight) if pack else weight
+
+    def expected(self) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of the parameters still waiting on meta."""
+        return {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters() if parameter.is_meta}
+
+
+def executed(model: nn.Module, stage: str) -> list[dict[str, Any]]:
+    """What really ran since binding, grouped: op, provider, precision, sites and calls."""
+    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for slot in slots(model).values():
+        if slot.calls:
+            key = (slot.op.name, slot.provider, slot.precision or "unplanned")
+            row = groups.setdefault(
+                key, {"stage": stage, "op": key[0], "provider": key[1], "precision": key[2], "sites": 0, "calls": 0}
+            )
+            row["sites"] += 1
+            row["calls"] += slot.calls
+    return list(groups.values())

@@ -1,0 +1,96 @@
+"""What a session is asked, what it says while working, and what it returns. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from turbort.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to make. None means the model's default; sizes in pixels, `frames` is 1 + 4k, `fps` in frames per second."""
+
+    prompt: str
+    seed: int = 0
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+    fps: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    out: Path | None = None
+
+    def resolved(self, spec: ModelSpec) -> Job:
+        """The same job with every None replaced by the model's default."""
+        preset, defaults = spec.preset, spec.defaults
+        return Job(
+            prompt=self.prompt,
+            seed=self.seed,
+            width=self.width or defaults.width,
+            height=self.height or defaults.height,
+            frames=self.frames or defaults.frames,
+            fps=self.fps or defaults.fps,
+            steps=self.steps or preset.steps,
+            guidance=preset.guidance if self.guidance is None else self.guidance,
+            negative_prompt=spec.negative_prompt if self.negative_prompt is None else self.negative_prompt,
+            out=self.out,
+        )
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        """Jobs of equal shape can share a batch."""
+        return self.width, self.height, self.frames, self.steps, self.guidance
+
+
+@dataclass(frozen=True)
+class Event:
+    """Progress: `stage` is plan, load, text, sample, decode or write; `memory` is used bytes where known."""
+
+    stage: str
+    step: int = 0
+    steps: int = 0
+    job: int = 0
+    memory: int | None = None
+    message: str = ""
+
+
+OnEvent = Callable[[Event], None]
+
+
+def silent(_: Event) -> None:
+    """The default listener."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished video: its job, where it lies (None: frames were only returned), and seconds per stage.
+
+    `frames` is uint8 [T, H, W, 3] when the job named no file. Stage times of jobs that shared a batch are the batch's.
+    """
+
+    job: Job
+    path: Path | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    frames: Any = None
+
+    @property
+    def video_seconds(self) -> float:
+        """Length of the video."""
+        return (self.job.frames or 0) / (self.job.fps or 1)
+
+
+def batches(jobs: Iterable[Job], most: int) -> Iterator[list[tuple[int, Job]]]:
+    """Group neighbouring jobs of equal shape, at most `most` together, keeping order and numbers."""
+    group: list[tuple[int, Job]] = []
+    for number, job in enumerate(jobs):
+        if group and (len(group) >= most or group[0][1].shape != job.shape):
+            yield group
+            group = []
+        group.append((number, job))
+    if group:
+        yield group

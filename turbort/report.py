@@ -1,0 +1,103 @@
+"""The run receipt: what was planned, what really ran, and what it cost. No torch here."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from turbort.backend import Backend, Device
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from turbort.job import Result
+    from turbort.plan import Plan
+
+REPORT_SCHEMA = 1
+PACKAGES = ("turbort", "torch", "triton", "torch-npu", "torch-xla", "transformers", "numpy")
+
+
+@dataclass
+class Stopwatch:
+    """Seconds and peak bytes per stage. The device is synchronised at both ends, so work is charged where it was asked for."""
+
+    backend: Backend
+    device: Device
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Charge the block to stage `name`; repeated stages add up."""
+        self.backend.synchronize(self.device)
+        self.backend.reset_peak(self.device)
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.backend.synchronize(self.device)
+            self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+            peak = self.backend.memory(self.device).peak
+            if peak is not None:
+                self.peak[name] = max(self.peak.get(name, 0), peak)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            if package == "turbort" and "turbort" in sys.modules:
+                found[package] = "not installed"
+    return found
+
+
+def receipt(
+    plan: Plan,
+    device: Device,
+    watch: Stopwatch,
+    executed: Sequence[Mapping[str, Any]],
+    results: Sequence[Result],
+    weights: Mapping[str, str],
+) -> dict[str, Any]:
+    """The report as plain data, ready for JSON.
+
+    `executed` counts calls as they happened, so a run that silently stayed in another precision shows it.
+    Seconds are wall time per stage over all jobs; bytes are the peak of the device during the stage.
+    """
+    return {
+        "report": REPORT_SCHEMA,
+        "plan": {**dict(plan.header), "digest": plan.digest},
+        "device": {"backend": device.backend, "name": device.name, "arch": device.arch, "memory": device.memory},
+        "versions": versions(),
+        "weights": dict(weights),
+        "executed": [dict(row) for row in executed],
+        "fallbacks": [
+            {"path": choice.path, "op": choice.op, "kernel": choice.kernel, "precision": choice.precision, "why": dict(choice.passed_over)}
+            for choice in plan.fallbacks
+        ],
+        "seconds": {name: round(value, 4) for name, value in watch.seconds.items()},
+        "peak_bytes": dict(watch.peak),
+        "jobs": [
+            {
+                "prompt": result.job.prompt,
+                "seed": result.job.seed,
+                "size": [result.job.width, result.job.height],
+                "frames": result.job.frames,
+                "fps": result.job.fps,
+                "steps": result.job.steps,
+                "guidance": result.job.guidance,
+                "out": str(result.path) if result.path else None,
+                "seconds": {name: round(value, 4) for name, value in result.seconds.items()},
+            }
+            for result in results
+        ],
+    }
