@@ -106,7 +106,7 @@ class Plan:
         """The plan as YAML; `loads` gives back an equal plan."""
         sites = {path: body for path, _, body in fold(self.choices)}
         text: str = yaml.safe_dump(
-            {"plan": PLAN_SCHEMA, **dict(self.header), "sites": sites}, sort_keys=False, width=1000, default_flow_style=None, allow_unicode=True
+            {"plan": PLAN_SCHEMA, **dict(self.header), "sites": sites}, sort_keys=False, width=1000, default_flow_style=None
         )
         return text
 

@@ -1,0 +1,36 @@
+"""Where the files of a model lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from turbort.errors import CheckpointError
+from turbort.models.spec import ModelSpec
+
+
+def locate(spec: ModelSpec, root: Path) -> Mapping[str, Path]:
+    """The file or folder of each role (`dit`, `vae`, `text`, `tokenizer`, ...), looked for under `root`.
+
+    `spec.files` lists patterns per role, best first. Raises CheckpointError naming every role that has no file,
+    what was looked for, and what to do.
+    """
+    found: dict[str, Path] = {}
+    missing: list[str] = []
+    for role, patterns in spec.files.items():
+        path = next((match for pattern in patterns for match in sorted(root.glob(pattern))), None)
+        if path is None:
+            missing.append(f"{role}: {' or '.join(patterns)}")
+        else:
+            found[role] = path
+    if missing:
+        raise CheckpointError(
+            f"the files of {spec.name} are not in {root}",
+            tried=missing,
+            fix="put them there, or name their folder with `--weights DIR`" + _where(spec),
+        )
+    return found
+
+
+def _where(spec: ModelSpec) -> str:
+    return "".join(f"; {kind}: {repo}" for kind, repo in spec.repos.items())
