@@ -1,0 +1,115 @@
+"""Samples of norms, modulation, gated residuals, query/key norm with RoPE, GELU and quantise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+from turbort.op import Sample
+from turbort.ops._draw import Draw, offset_view, sample, strided_view
+
+Make = Callable[[Draw, Tensor], dict[str, Any]]
+
+
+def _rows(make: Make) -> Iterator[Sample]:
+    """The token matrices every row-wise op is tried on: `make(draw, x)` adds the other arguments."""
+
+    def case(batch: int, tokens: int, width: int, view: Callable[[Tensor], Tensor] | None = None, **kind: Any) -> Any:
+        def build(draw: Draw) -> dict[str, Any]:
+            x = draw(batch, tokens, width, **kind)
+            return make(draw, x if view is None else view(x))
+
+        return build
+
+    yield sample("t1-d1536", case(1, 1, 1536), "real")
+    yield sample("t257-d1536", case(1, 257, 1536), "real")
+    yield sample("t7-d5120", case(1, 7, 5120), "real")
+    yield sample("t1021-d256", case(1, 1021, 256))
+    yield sample("b2-t33-d1000", case(2, 33, 1000), "tail", "batch")
+    yield sample("t65-d1536-mean", case(1, 65, 1536, mean=3.0), "mean")
+    yield sample("t65-d1536-outlier", case(1, 65, 1536, outlier=True), "outlier")
+    yield sample("t65-d768-tiny", case(1, 65, 768, scale=1e-3))
+    yield sample("t65-d768-offset", case(1, 65, 768, view=offset_view), "offset")
+    yield sample("t65-d768-strided", case(1, 65, 768, view=strided_view), "strided")
+    yield sample("t32760-d1536", case(1, 32760, 1536), "large", "real")
+    yield sample("t32760-d5120", case(1, 32760, 5120), "large", "real")
+
+
+def layer_norm_samples() -> Iterator[Sample]:
+    return _rows(lambda draw, x: {"x": x, "weight": draw(x.shape[-1], mean=1.0), "bias": draw(x.shape[-1])})
+
+
+def rms_norm_samples() -> Iterator[Sample]:
+    return _rows(lambda draw, x: {"x": x, "weight": draw(x.shape[-1], mean=1.0)})
+
+
+def _modulation(draw: Draw, x: Tensor, tokens: int) -> dict[str, Any]:
+    shape = (x.shape[0], tokens, x.shape[-1])
+    return {"scale": draw.wide(*shape, scale=0.3), "shift": draw.wide(*shape)}
+
+
+def norm_modulate_samples() -> Iterator[Sample]:
+    yield from _rows(lambda draw, x: {"x": x, **_modulation(draw, x, 1)})
+    yield sample("b2-t33-d256-pertoken", _per_token_modulation, "batch")
+
+
+def _per_token_modulation(draw: Draw) -> dict[str, Any]:
+    x = draw(2, 33, 256)
+    return {"x": x, **_modulation(draw, x, 33)}
+
+
+def _gate(draw: Draw, x: Tensor, tokens: int) -> dict[str, Any]:
+    return {"y": draw(*x.shape), "gate": draw.wide(x.shape[0], tokens, x.shape[-1])}
+
+
+def gated_residual_samples() -> Iterator[Sample]:
+    yield from _rows(lambda draw, x: {"x": x, **_gate(draw, x, 1)})
+    yield sample("b2-t33-d256-pertoken", _per_token_gate, "batch")
+
+
+def _per_token_gate(draw: Draw) -> dict[str, Any]:
+    x = draw(2, 33, 256)
+    return {"x": x, **_gate(draw, x, 33)}
+
+
+def gated_residual_norm_modulate_samples() -> Iterator[Sample]:
+    yield from _rows(lambda draw, x: {"x": x, **_gate(draw, x, 1), **_modulation(draw, x, 1)})
+    yield sample("b2-t33-d256-pertoken", _per_token_fused, "batch")
+
+
+def _per_token_fused(draw: Draw) -> dict[str, Any]:
+    x = draw(2, 33, 256)
+    return {"x": x, **_gate(draw, x, 33), **_modulation(draw, x, 33)}
+
+
+def qk_norm_rope_samples() -> Iterator[Sample]:
+    def case(batch: int, tokens: int, heads: int, d: int = 128, strided: bool = False, **kind: Any) -> Any:
+        def build(draw: Draw) -> dict[str, Any]:
+            x = draw(batch, tokens, heads * d, **kind)
+            cos, sin = draw.rotation(tokens, d // 2)
+            weight = draw(heads * d, mean=1.0, scale=0.2)
+            return {"x": strided_view(x) if strided else x, "weight": weight, "cos": cos, "sin": sin, "heads": heads}
+
+        return build
+
+    yield sample("t1-h12", case(1, 1, 12), "real")
+    yield sample("t257-h12", case(1, 257, 12), "real")
+    yield sample("t7-h40", case(1, 7, 40), "real")
+    yield sample("b2-t1021-h2", case(2, 1021, 2), "batch")
+    yield sample("t33-h3-d64", case(1, 33, 3, 64))
+    yield sample("t65-h12-mean", case(1, 65, 12, mean=3.0), "mean")
+    yield sample("t65-h12-outlier", case(1, 65, 12, outlier=True), "outlier")
+    yield sample("t65-h12-packed", case(1, 65, 12, strided=True), "strided")
+    yield sample("t32760-h12", case(1, 32760, 12), "large", "real")
+
+
+def gelu_quant_samples() -> Iterator[Sample]:
+    return _rows(lambda draw, x: {"x": x})
+
+
+def quantize_samples() -> Iterator[Sample]:
+    for scheme in ("int8-token", "int8-block128", "fp8-token"):
+        for row in _rows(lambda draw, x, scheme=scheme: {"x": x, "emit": scheme}):  # type: ignore[misc]
+            yield Sample(f"{row.id}-{scheme}", row.make, row.tags)

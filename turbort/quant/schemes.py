@@ -1,0 +1,66 @@
+"""Every quantisation scheme by name: `quantize(x, scheme)` and `dequantize(q)`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from turbort.errors import unknown
+from turbort.quant import block128, bsq, fp8, int4, int8
+from turbort.quant.qtensor import QTensor
+
+SCHEMES = (
+    "int8-token",
+    "int8-channel",
+    "int8-block128",
+    "fp8-token",
+    "fp8-channel",
+    "int4-group128",
+    "bsq8",
+    "bsq4",
+)
+
+
+def encode(x: Tensor, scheme: str, *, tile: int = 8, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes, float32 scales and tile mask of `x` in `scheme`; see the module of each family for shapes."""
+    if scheme == "int8-token":
+        return *int8.quantize_rows(x, int8.TOKEN_FLOOR), None
+    if scheme == "int8-channel":
+        return *int8.quantize_rows(x, int8.CHANNEL_FLOOR), None
+    if scheme == "int8-block128":
+        return *block128.quantize_blocks(x), None
+    if scheme in ("fp8-token", "fp8-channel"):
+        return *fp8.quantize_rows(x), None
+    if scheme == "int4-group128":
+        return *int4.quantize_groups(x), None
+    if scheme in ("bsq8", "bsq4"):
+        return bsq.quantize_tiles(x, tile, int(scheme[-1]), mask)
+    raise unknown("quantisation scheme", scheme, SCHEMES)
+
+
+def decode(values: Tensor, scales: Tensor, scheme: str, *, tile: int = 8) -> Tensor:
+    """The float32 values that codes and scales of `scheme` stand for."""
+    if scheme in ("int8-token", "int8-channel", "fp8-token", "fp8-channel"):
+        return int8.dequantize_rows(values, scales)
+    if scheme == "int8-block128":
+        return block128.dequantize_blocks(values, scales)
+    if scheme == "int4-group128":
+        return int4.dequantize_groups(values, scales)
+    if scheme in ("bsq8", "bsq4"):
+        return bsq.dequantize_tiles(values, scales, tile)
+    raise unknown("quantisation scheme", scheme, SCHEMES)
+
+
+def quantize(x: Tensor, scheme: str, *, tile: int = 8, mask: Tensor | None = None) -> QTensor:
+    """`x` in `scheme`, remembering `x.dtype`.
+
+    `tile` (4 or 8) and `mask` (bool per tile, which to keep) are used by block-sparse schemes only.
+    Raises InputError for a scheme that does not exist.
+    """
+    values, scales, kept = encode(x, scheme, tile=tile, mask=mask)
+    return QTensor(scheme, values, scales, x.dtype, kept, 0 if kept is None else tile)
+
+
+def dequantize(q: QTensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The float values that `q` stands for, in `dtype` (default `q.dtype`)."""
+    return decode(q.values, q.scales, q.scheme, tile=q.tile).to(dtype or q.dtype)
