@@ -91,12 +91,20 @@ class Slot:
         self.fn = self.op.reference
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self.calls += 1
+        if not _compiling():
+            self.calls += 1
         return self.fn(*args, **kwargs)
 
     def bind(self, fn: Callable[..., Any], *, provider: str, precision: str | None) -> None:
         """Run `fn` from now on; the receipt shows `provider` (`backend/kernel`) and `precision`."""
         self.fn, self.provider, self.precision, self.calls = fn, provider, precision, 0
+
+
+def _compiling() -> bool:
+    # A count that changes from call to call would make torch.compile compile anew each time.
+    import torch
+
+    return torch.compiler.is_compiling()
 
 
 def slot(spec: OpSpec, role: str) -> Any:

@@ -1,0 +1,52 @@
+"""Classifier-free guidance and expert switching: velocity functions made from a transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from turbort.models.dit_layers import CrossKV
+from turbort.models.sampler import TRAIN_STEPS, Velocity
+
+Predict = Callable[[Tensor, Tensor, Sequence[CrossKV]], Tensor]
+"""predict(x, t, text): one call of the transformer; x [B, C, T, H, W], t [1] in [0, 1000]."""
+
+
+def guided(
+    predict: Predict, text: Sequence[CrossKV], negative: Sequence[CrossKV] | None, scale: float, *, together: bool = False
+) -> Velocity:
+    """v = v_negative + scale * (v_text - v_negative); one call per step when `scale` is 1 or there is no negative text.
+
+    With `together` both passes run as one batch of twice the size, otherwise one after the other.
+    """
+    if scale == 1.0 or negative is None:
+        return lambda x, t: predict(x, t, text)
+    if together:
+        both = [concat(a, b) for a, b in zip(text, negative, strict=True)]
+
+        def paired(x: Tensor, t: Tensor) -> Tensor:
+            positive, other = predict(torch.cat([x, x]), t, both).float().chunk(2)
+            return other + scale * (positive - other)
+
+        return paired
+
+    def sequential(x: Tensor, t: Tensor) -> Tensor:
+        positive, other = predict(x, t, text).float(), predict(x, t, negative).float()
+        return other + scale * (positive - other)
+
+    return sequential
+
+
+def by_noise(high: Velocity, low: Velocity, boundary: float) -> Velocity:
+    """The high-noise expert while t >= boundary (in [0, 1]), then the low-noise expert."""
+    return lambda x, t: (high if float(t) >= boundary * TRAIN_STEPS else low)(x, t)
+
+
+def concat(a: CrossKV, b: CrossKV) -> CrossKV:
+    """Two prompts' keys and values as one batch."""
+    key, value = torch.cat([a.key, b.key]), torch.cat([a.value, b.value])
+    if a.image_key is None or b.image_key is None or a.image_value is None or b.image_value is None:
+        return CrossKV(key, value)
+    return CrossKV(key, value, torch.cat([a.image_key, b.image_key]), torch.cat([a.image_value, b.image_value]))
