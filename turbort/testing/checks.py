@@ -1,0 +1,137 @@
+"""What every accepted case must satisfy, one function per rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from turbort.backend import Backend
+from turbort.testing.case import Case
+from turbort.testing.compare import CheckFailed, Verdict, check_form, judge
+from turbort.testing.guard import Guards, Poison, swapped, wide_rows
+from turbort.testing.oracle import Oracle
+from turbort.testing.probes import PROBES
+from turbort.testing.trial import Refused, Trial
+from turbort.testing.values import all_same_bits, leaves, mapped, snapshot
+
+
+def check_case(case: Case, oracle: Oracle, backend: Backend) -> Verdict:
+    """Run every check on one case; returns the error of its first variant against the budget.
+
+    Raises Refused when the kernel takes no variant of the call, CheckFailed at the first broken rule.
+    """
+    verdict: Verdict | None = None
+    refusals: list[Refused] = []
+    for variant in case.variants():
+        try:
+            trial = Trial(case, variant, oracle, backend)
+        except Refused as refusal:
+            refusals.append(refusal)
+            continue
+        if case.device.torch_name == "meta":
+            verdict = check_shapes_only(trial)
+        elif verdict is None:
+            verdict = check_all(trial)
+        else:
+            check_values(trial, trial.call(trial.arguments()))
+    if verdict is None:
+        raise refusals[0]
+    return verdict
+
+
+def check_all(trial: Trial) -> Verdict:
+    """The full set: memory, values, repetition, strides, quantised input and output, and what the op adds."""
+    verdict = check_memory(trial)
+    check_other_inputs(trial)
+    check_strides(trial)
+    if trial.inputs.weights and trial.case.precision.emit:
+        check_values(trial, trial.call(trial.quantised_tokens()), check="quantised-x")
+    if trial.case.spec.emits and "emit" not in trial.inputs.logical:
+        for scheme in trial.case.kernel.emits:
+            check_values(trial, trial.call(trial.arguments(), scheme), scheme, check="emit")
+    for probe in PROBES.get(trial.case.spec.name, ()):
+        probe(trial)
+    return verdict
+
+
+def check_shapes_only(trial: Trial) -> Verdict:
+    """On a device without values there is only the form of the result to check."""
+    arguments = mapped(trial.inputs.logical, lambda t: t.to("meta"))
+    wanted = leaves(trial.oracle.reference_on(trial.case, arguments, None))
+    for (_, got), (name, want) in zip(_leaves(trial.call(trial.arguments()), len(wanted)), wanted, strict=True):
+        check_form(name, got, want)
+    return Verdict(0.0, trial.case.precision.max_nmse)
+
+
+def check_values(trial: Trial, output: Any, emit: str | None = None, check: str = "budget") -> Verdict:
+    """Form, finiteness and error of every output; the verdict of the worst one."""
+    expected = trial.oracle.expect(trial.case, trial.variant, emit)
+    results = _leaves(output, len(expected))
+    verdicts = [judge(leaf, want, trial.case.precision, check) for (_, leaf), want in zip(results, expected, strict=True)]
+    return max(verdicts, key=lambda verdict: verdict.nmse / verdict.budget)
+
+
+def _leaves(output: Any, count: int) -> list[Any]:
+    try:
+        found = leaves(output)
+    except TypeError as error:
+        raise CheckFailed("form", str(error)) from error
+    if len(found) != count:
+        raise CheckFailed("form", f"{len(found)} outputs, the reference returns {count}")
+    return found
+
+
+def check_memory(trial: Trial) -> Verdict:
+    """Every output element is written, nothing else is, inputs keep their bits, and a second call agrees bit by bit.
+
+    Inputs lie between guards, and memory that the kernel allocates through torch starts as NaN between guards.
+    """
+    guards, poison = Guards(), Poison()
+    arguments = trial.arguments(change=guards.copy)
+    before = snapshot(arguments)
+    with poison:
+        output = trial.call(arguments)
+    if not all_same_bits(before, snapshot(arguments)):
+        raise CheckFailed("inputs", "the call changed one of its inputs")
+    damaged = guards.damage() + poison.guards.damage()
+    if damaged:
+        raise CheckFailed("bounds", f"the call wrote outside {damaged[0]}")
+    verdict = check_values(trial, output)
+    if not all_same_bits(snapshot(output), snapshot(trial.call(arguments))):
+        raise CheckFailed("determinism", "two calls on the same inputs differ in their bits")
+    return verdict
+
+
+def check_other_inputs(trial: Trial) -> None:
+    """A call on other inputs gives another result and leaves the earlier one alone."""
+    first = trial.call(trial.arguments())
+    kept = snapshot(first)
+    other = trial.call(trial.arguments(trial.oracle.inputs(trial.case, trial.variant, seed=1)))
+    if not all_same_bits(kept, snapshot(first)):
+        raise CheckFailed("fresh", "a later call overwrote the result of an earlier one")
+    if all_same_bits(kept, snapshot(other)) and _differ(trial):
+        raise CheckFailed("stale", "a call on other inputs returned the result of the call before")
+
+
+def _differ(trial: Trial) -> bool:
+    """Whether the reference itself tells the two sets of inputs apart (a sample of zeros does not)."""
+    mine, other = (trial.oracle.inputs(trial.case, trial.variant, seed=seed) for seed in (0, 1))
+    results = [snapshot(trial.oracle.reference(trial.case, inputs)) for inputs in (mine, other)]
+    return not all_same_bits(*results)
+
+
+def check_strides(trial: Trial) -> None:
+    """Activations may be slices of wider tensors at odd offsets, or have their last two axes swapped in memory."""
+    own = (_as_sampled,) if trial.case.sample.tags & {"strided", "offset"} else ()
+    for change in (wide_rows, swapped, *own):
+        arguments = trial.arguments(change=lambda _, tensor, change=change: change(tensor))  # type: ignore[misc]
+        before = snapshot(arguments)
+        output = trial.call(arguments)
+        if not all_same_bits(before, snapshot(arguments)):
+            raise CheckFailed("inputs", "the call changed one of its inputs")
+        check_values(trial, output, check="strides")
+
+
+def _as_sampled(tensor: Tensor) -> Tensor:
+    return tensor
