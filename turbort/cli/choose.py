@@ -1,0 +1,112 @@
+"""From options to things: registry, model, profile and target device, each with an error a user can act on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from turbort.errors import InputError, TurbortError, UnavailableError
+
+if TYPE_CHECKING:
+    from turbort.backend import Device
+    from turbort.models.spec import ModelSpec
+    from turbort.planner import Target
+    from turbort.profile import Profile
+    from turbort.registry import Registry
+
+REHEARSE = "add `--on cpu` to rehearse it with reference kernels"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a command works with."""
+
+    registry: Registry
+    profile: Profile
+    target: Target
+
+
+def find_model(name: str, registry: Registry) -> ModelSpec:
+    """A built-in model, one of a plugin, or a folder with a model.yaml."""
+    from turbort.models.spec import MODELS, get_model
+
+    return get_model(name, {**MODELS, **registry.models} if registry.models else MODELS)
+
+
+def read_profile(name: str, registry: Registry) -> Profile:
+    """The profile of that name or path, checked against the precisions that plugins add, too."""
+    from turbort.profile import load_profile
+
+    return load_profile(name, registry.profile_paths, precisions=registry.precisions)
+
+
+def choose(profile: str | None, on: str | None) -> Choice:
+    """Registry, profile and target for `--profile` and `--on`; detects the device when neither is given."""
+    from turbort.planner import find_target
+    from turbort.registry import Registry
+
+    registry = Registry()
+    chosen = read_profile(profile, registry) if profile else pick(registry, on)
+    if on is None:
+        _require_backend(chosen, registry)
+    try:
+        return Choice(registry, chosen, find_target(chosen, registry, on))
+    except UnavailableError as error:
+        raise _with_hint(error, chosen, on) from None
+
+
+def pick(registry: Registry, on: str | None) -> Profile:
+    """The profile that fits the device: that of `on`, or the first accelerator that is there, or the CPU."""
+    from turbort.profile import list_profiles, pick_profile
+
+    entries = list_profiles(registry.profile_paths, precisions=registry.precisions)
+    return pick_profile(detect(registry, on), entries)
+
+
+def detect(registry: Registry, on: str | None = None) -> Device:
+    """The device to use: accelerators first, by name of their backend, then the CPU. `null` only when asked for."""
+    if on is not None:
+        return registry.devices({"cpu": "reference"}.get(on, on.partition(":")[0]))[0]
+    others = sorted(name for name in registry.backends if name not in ("reference", "null"))
+    for name in others:
+        found = registry.probe(name)
+        if isinstance(found, list) and found:
+            return found[0]
+    return registry.devices("reference")[0]
+
+
+def _require_backend(profile: Profile, registry: Registry) -> None:
+    """UnavailableError when nothing installed supplies the profile's backend at all."""
+    wanted = profile.target.backend
+    if wanted in registry.backends or wanted in registry.unavailable:
+        return
+    raise _with_hint(
+        UnavailableError(f"no installed plugin supplies backend {wanted}", fix=f"install the plugin that supplies {wanted}"),
+        profile,
+        None,
+        [f"installed backends: {', '.join(sorted(registry.backends))}"],
+    )
+
+
+def _with_hint(error: TurbortError, profile: Profile, on: str | None, more: list[str] | None = None) -> UnavailableError:
+    """The same error with what was looked for, and how to go on without the device."""
+    tried = list(error.tried)
+    if on is None:
+        arch = " or ".join(profile.target.arch)
+        memory = f" with memory {profile.target.memory}" if profile.target.memory else ""
+        tried.insert(
+            0, f"looked for: backend {profile.target.backend}, architecture {arch}{memory}, as profile {profile.name} asks"
+        )
+    fix = error.fix or ""
+    if on is None and "--on cpu" not in fix:
+        fix = f"{fix}; or {REHEARSE}" if fix else REHEARSE
+    return UnavailableError(error.message, tried=[*tried, *(more or [])], fix=fix)
+
+
+def require_text_to_video(spec: ModelSpec) -> None:
+    """`turbort run` starts from text alone."""
+    if spec.task != "t2v":
+        raise InputError(
+            f"{spec.name} continues an image, and `turbort run` starts from text",
+            fix="choose a t2v model; `turbort models` lists them",
+        )

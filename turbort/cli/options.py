@@ -1,0 +1,24 @@
+"""Options that several commands share, so that one name means one thing everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME|DIR", help="Model name, or a folder with a model.yaml.")]
+Profile = Annotated[
+    str | None, typer.Option("--profile", metavar="NAME|FILE", help="Hardware profile; chosen by the device when absent.")
+]
+On = Annotated[
+    str | None,
+    typer.Option("--on", metavar="BACKEND", help="Run elsewhere than the profile says: `cpu` rehearses any profile here."),
+]
+Size = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Pixels, multiples of 16.")]
+Frames = Annotated[int | None, typer.Option("--frames", metavar="N", help="Number of frames, 4k+1.")]
+Sampler = Annotated[
+    str | None, typer.Option("--sampler", metavar="NAME", help="Sampler, where the model has presets for several.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write to this file.")]

@@ -1,0 +1,114 @@
+"""`turbort plan`: what would run where, without loading weights; `turbort plan diff A B`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from turbort.cli import options, ui
+
+if TYPE_CHECKING:
+    from turbort.cli.choose import Choice
+    from turbort.job import Job
+    from turbort.models.spec import ModelSpec, SamplerName
+    from turbort.plan import Plan
+
+app = typer.Typer(help="Show or save what would run at every call site; `plan diff A B` compares.", rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+@ui.guarded
+def plan(
+    context: typer.Context,
+    model: options.Model = "tiny",
+    profile: options.Profile = None,
+    on: options.On = None,
+    size: options.Size = None,
+    frames: options.Frames = None,
+    sampler: options.Sampler = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", metavar="N", help="Samples per model call; the profile's when absent.")
+    ] = None,
+    out: options.Out = None,
+    sites: Annotated[bool, typer.Option("--sites", help="One line per call site, with every refusal.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Plan a model under a profile on a device. Needs no weights; `--on null` needs no device either."""
+    if context.invoked_subcommand is not None:
+        return
+    from turbort.cli.choose import choose, find_model
+    from turbort.cli.plan_table import grouped, plan_table
+
+    choice = choose(profile, on)
+    spec = with_sampler(find_model(model, choice.registry), sampler)
+    if out is not None:
+        from turbort.io import resolve_target
+
+        resolve_target(out)
+    made = make(choice, spec, shape(spec, size, frames), batch=batch)
+    if out is not None:
+        from turbort.io import atomic_text
+
+        atomic_text(out, made.dumps())
+        ui.say(f"plan {made.digest} written to {out}")
+    if json:
+        ui.emit_json({"digest": made.digest, **made.header, "groups": grouped(made), "sites": made.rows() if sites else None})
+    elif out is None or sites:
+        plan_table(made, sites=sites)
+
+
+def shape(spec: ModelSpec, size: str | None, frames: int | None) -> Job:
+    """A job that only has a size, checked against the model."""
+    from turbort.job import Job
+    from turbort.request import check_frames, check_size, parse_size
+
+    width, height = parse_size(size) if size else (spec.defaults.width, spec.defaults.height)
+    check_size(width, height, spec)
+    check_frames(spec.defaults.frames if frames is None else frames, spec)
+    return Job("plan", width=width, height=height, frames=frames)
+
+
+@app.command()
+@ui.guarded
+def diff(
+    a: Annotated[Path, typer.Argument(help="A plan file.")],
+    b: Annotated[Path, typer.Argument(help="Another plan file.")],
+    json: options.Json = False,
+) -> None:
+    """Compare two plan files line by line; exit code 1 when they decide differently."""
+    from turbort.plan import Plan
+
+    left, right = Plan.load(a), Plan.load(b)
+    text = left.diff(right)
+    if json:
+        ui.emit_json({"a": left.digest, "b": right.digest, "same": not text, "diff": text.splitlines()})
+    elif text:
+        ui.result(text.rstrip("\n"))
+    else:
+        ui.say(f"both plans decide the same ({left.digest})", "good")
+    if text:
+        ui.leave(1)
+
+
+def with_sampler(spec: ModelSpec, sampler: str | None) -> ModelSpec:
+    """The model with another of its samplers; InputError when it has no preset for that name."""
+    return spec.with_sampler(cast("SamplerName", sampler)) if sampler else spec
+
+
+def make(choice: Choice, spec: ModelSpec, job: Job, *, jobs: int = 1, batch: int | None = None) -> Plan:
+    """Plan `spec` for a checked job; `batch` defaults to the samples that the profile puts into one model call."""
+    from turbort.planner import make_plan
+    from turbort.session import samples_per_step
+
+    full = job.resolved(spec)
+    return make_plan(
+        spec,
+        choice.profile,
+        choice.registry,
+        target=choice.target,
+        size=(full.width or 0, full.height or 0),
+        frames=full.frames,
+        batch=samples_per_step(choice.profile, jobs, full) if batch is None else batch,
+    )

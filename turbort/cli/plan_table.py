@@ -1,0 +1,77 @@
+"""A plan as one grouped table: sites of a stage that run the same way share a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from turbort.cli import ui
+
+if TYPE_CHECKING:
+    from turbort.plan import Plan
+
+COLUMNS = ("stage", "op", "role", "precision", "kernel", "sites", "emits", "note")
+STAGES = {"text": 0, "dit": 1, "vae": 2}
+# Roles that a reader can take together: the parts of one attention, the two halves of a feed-forward.
+_FAMILIES = {
+    "self.qkv": "self",
+    "self.out": "self",
+    "cross.q": "cross",
+    "cross.kv": "cross",
+    "cross.out": "cross",
+    "ffn.in": "ffn",
+    "ffn.out": "ffn",
+}
+
+
+def grouped(plan: Plan) -> list[dict[str, Any]]:
+    """Rows for `plan_table` and `--json`: counts of sites by stage, op, role, precision, kernel and what is handed over."""
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for choice in plan:
+        stage = choice.path.partition("/")[0]
+        note = ", ".join(filter(None, ("fallback" if choice.fallback else None, choice.note)))
+        role = _FAMILIES.get(choice.role, choice.role)
+        key = (stage, choice.op, role, choice.precision, choice.kernel, choice.emit, note)
+        row = groups.setdefault(key, dict(zip(COLUMNS, (*key[:5], 0, key[5], note or None), strict=True)))
+        row["sites"] += 1
+    return sorted(groups.values(), key=lambda row: STAGES.get(row["stage"], len(STAGES)))
+
+
+def title(header: Mapping[str, Any], digest: str) -> str:
+    """One line that says what a plan is for."""
+    width, height = header["size"]
+    text = f"plan {digest}: {header['model']}, {width}x{height}, {header['frames']} frames, profile {header['profile']}"
+    where = f"on {header['device']} ({header['backend']})"
+    if header.get("rehearsal"):
+        where += f", rehearsal of {header['profile']}: real numerics, meaningless timings"
+    return f"{text}, {where}"
+
+
+def plan_table(plan: Plan, *, sites: bool = False, stderr: bool = False) -> None:
+    """Print a plan, grouped, or with one line per folded site and every refusal."""
+    heading = title(plan.header, plan.digest)
+    if not sites:
+        ui.table(_once_per_stage(grouped(plan)), COLUMNS, title=heading, styles=_style, stderr=stderr)
+        return
+    rows = [
+        {**row, "shapes": " ".join(row.get("shapes", ())), "emits": row.get("emit"), "note": _why(row)} for row in plan.rows()
+    ]
+    ui.table(rows, ("path", "op", "precision", "kernel", "shapes", "emits", "note"), title=heading, styles=_style, stderr=stderr)
+
+
+def _once_per_stage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The stage's name only on its first line, which reads as a group."""
+    previous, shown = None, []
+    for row in rows:
+        shown.append({**row, "stage": row["stage"] if row["stage"] != previous else ""})
+        previous = row["stage"]
+    return shown
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    passed = [f"not {name}: {reason}" for name, reason in row.get("passed_over", {}).items()]
+    return "; ".join(filter(None, (row.get("note"), *passed)))
+
+
+def _style(row: Mapping[str, Any]) -> str | None:
+    return "warn" if row.get("fallback") or "fallback" in (row.get("note") or "") else None

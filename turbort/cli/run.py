@@ -1,0 +1,219 @@
+"""`turbort run`: from a prompt to a video file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from turbort.cli import options, ui
+from turbort.cli.order import DEFAULT_OUT, Asked
+
+if TYPE_CHECKING:
+    from turbort.cli.choose import Choice
+    from turbort.job import Job, Result
+    from turbort.models.spec import ModelSpec
+    from turbort.plan import Plan
+
+
+@ui.guarded
+def run(
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="What the video shows.")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option("--negative-prompt", metavar="TEXT", help="What it does not show.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--prompts", metavar="FILE", help="One job a line: a prompt, or JSON with options of its own.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="File to write; the suffix says how: .mp4 .gif .png .npy")
+    ] = DEFAULT_OUT,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="NAME|DIR", help="Model name, or a folder with a model.yaml. [default: tiny]"),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option("--weights", metavar="DIR", help="Folder with the files of the model.")] = None,
+    profile: options.Profile = None,
+    on: options.On = None,
+    steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Sampling steps.")] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Same seed, plan and device: the same frames.")] = 0,
+    size: options.Size = None,
+    frames: options.Frames = None,
+    fps: Annotated[int | None, typer.Option("--fps", metavar="N", help="Frames per second of the file.")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", metavar="G", help="Guidance scale; 1 is none.")] = None,
+    sampler: options.Sampler = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", metavar="FILE", help="Replay a plan written by `turbort plan -o`.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="Where the run's receipt goes; beside the video when absent.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make jobs of --prompts again that are finished.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Make a video from a prompt, or many from a file. The paths of finished videos go to stdout."""
+    asked = Asked(prompt, prompts, negative_prompt, seed, size, frames, fps, steps, guidance, out, report)
+    work = prepare(asked, model, weights, profile, on, sampler, plan)
+    if not quiet:
+        _warn(work)
+    waiting = work.jobs if force or prompts is None else _unfinished(work, quiet=quiet)
+    if dry_run:
+        _show_plans(work, waiting, json=json)
+        return
+    started = time.perf_counter()
+    results, receipts = execute(work, waiting, quiet=quiet) if waiting else ([], [])
+    if json:
+        from turbort.cli.summary import summary
+
+        ui.emit_json(summary(results, receipts, time.perf_counter() - started, asked.report_path))
+    else:
+        for job in work.jobs:
+            ui.result(str(next((found.path for found in results if found.job.out == job.out), job.out)))
+    if results and not quiet:
+        from turbort.cli import summary as end
+
+        end.show(end.summary(results, receipts, time.perf_counter() - started, asked.report_path))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything a run needs, checked, with nothing heavy done yet."""
+
+    asked: Asked
+    spec: ModelSpec
+    choice: Choice
+    jobs: list[Job]
+    weights: Path | None
+    plan: Plan | None
+
+    @property
+    def ledger_key(self) -> tuple[str, ...]:
+        """What besides the job decides the frames."""
+        return self.spec.name, self.spec.sampler, self.choice.profile.digest, self.choice.target.backend, str(self.weights)
+
+
+def prepare(
+    asked: Asked,
+    model: str | None,
+    weights: Path | None,
+    profile: str | None,
+    on: str | None,
+    sampler: str | None,
+    plan_file: Path | None,
+) -> Work:
+    """Check every option: first what needs no device, then the device, then the model's files."""
+    from turbort.cli.choose import choose, find_model, require_text_to_video
+    from turbort.cli.order import by_shape, check_replay, jobs_of
+    from turbort.cli.plan import with_sampler
+    from turbort.models.files import locate
+    from turbort.plan import Plan
+    from turbort.registry import Registry
+
+    saved = Plan.load(plan_file) if plan_file else None
+    if saved is not None:
+        # A plan replays as it was made; what the command line says replaces single parts.
+        model, profile, on = model or saved.header["model"], profile or saved.header["profile"], on or saved.header["backend"]
+    spec = with_sampler(find_model(model or "tiny", Registry()), sampler)
+    require_text_to_video(spec)
+    jobs = jobs_of(asked, spec)
+    choice = choose(profile, on)
+    if saved is not None:
+        check_replay(saved, spec, choice.profile, by_shape(jobs, spec))
+    locate(spec, weights or spec.root or Path.cwd())
+    return Work(asked, spec, choice, jobs, weights, saved)
+
+
+def _warn(work: Work) -> None:
+    from turbort.request import grammar_warning
+
+    outside = grammar_warning([job.prompt for job in work.jobs], work.spec)
+    if outside:
+        ui.warn(outside)
+    if work.choice.target.rehearsal:
+        ui.warn(
+            f"rehearsal: the precisions of {work.choice.profile.name} with the kernels of {work.choice.target.backend} on "
+            f"{work.choice.target.device.name}; the numerics are real, the timings mean nothing"
+        )
+
+
+def _unfinished(work: Work, *, quiet: bool) -> list[Job]:
+    from turbort.cli.outputs import Ledger
+
+    ledger = Ledger(work.asked.ledger_path, work.spec, work.ledger_key)
+    left = [job for job in work.jobs if not ledger.finished(job)]
+    if not quiet and len(left) < len(work.jobs):
+        ui.say(f"{len(work.jobs) - len(left)} of {len(work.jobs)} videos are there already; --force makes them again")
+    return left
+
+
+def _show_plans(work: Work, jobs: Sequence[Job], *, json: bool) -> None:
+    from turbort.cli.order import by_shape
+    from turbort.cli.plan import make
+    from turbort.cli.plan_table import grouped, plan_table
+
+    groups = by_shape(jobs, work.spec)
+    plans = [work.plan or make(work.choice, work.spec, group[0], jobs=len(group)) for group in groups]
+    if json:
+        ui.emit_json(
+            {"plans": [{"digest": found.digest, **found.header, "groups": grouped(found)} for found in plans], "jobs": len(jobs)}
+        )
+        return
+    for found in plans:
+        plan_table(found)
+
+
+def execute(work: Work, jobs: Sequence[Job], *, quiet: bool) -> tuple[list[Result], list[dict[str, Any]]]:
+    """Make the videos, one session per shape; returns results and receipts, and writes the report."""
+    import json
+
+    from turbort.cli.order import by_shape
+    from turbort.io import atomic_text
+
+    results: list[Result] = []
+    receipts: list[dict[str, Any]] = []
+    for group in by_shape(jobs, work.spec):
+        made, receipt = _session(work, group, quiet=quiet)
+        results += made
+        receipts.append(receipt)
+    document = receipts[0] if len(receipts) == 1 else {"report": receipts[0]["report"], "runs": receipts}
+    atomic_text(work.asked.report_path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    return results, receipts
+
+
+def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result], dict[str, Any]]:
+    from turbort.cli.outputs import Ledger
+    from turbort.cli.plan import make
+    from turbort.cli.plan_table import plan_table
+    from turbort.cli.progress import Display
+    from turbort.session import Session
+
+    ledger = Ledger(work.asked.ledger_path, work.spec, work.ledger_key) if work.asked.prompts else None
+
+    def written(number: int) -> None:
+        if ledger is not None:
+            ledger.add(jobs[number])
+
+    plan = work.plan or make(work.choice, work.spec, jobs[0], jobs=len(jobs))
+    if not quiet:
+        plan_table(plan, stderr=True)
+    with Display(quiet=quiet, jobs=len(jobs), on_written=written) as display:
+        on = work.choice.target.backend
+        opened = Session.open(
+            work.spec,
+            work.choice.profile,
+            registry=work.choice.registry,
+            plan=plan,
+            on=on,
+            jobs=jobs,
+            root=work.weights,
+            on_event=display,
+        )
+        with opened as session:
+            made = session.generate(jobs, display)
+            return made, session.report()
