@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from turbort.backend import Backend, Device, MemoryStats
@@ -23,6 +23,15 @@ _OPS = (
     "gated_residual_norm_modulate", "qk_norm_rope", "gelu_quant", "quantize", "patchify", "unpatchify", "causal_conv3d",
     "vae_norm_silu", "vae_upsample",
 )  # fmt: skip
+
+
+def reference_kernels(name: str, *, priority: int = 0) -> Iterator[Kernel]:
+    """One kernel per op, at every precision of that op: the reference function itself."""
+    for op in _OPS:
+        precisions = tuple(p for p in _PRECISIONS.get(op, FLOATS) if p != "w4a8")
+        yield Kernel(op, name, f"turbort.ops:{op}", precisions, emits=_EMITS.get(op, ()), priority=priority)
+    # An int4 weight cannot say whether activations have 8 or 16 bits, so w4a8 has a function of its own.
+    yield Kernel("linear", f"{name}-w4a8", "turbort.ops.linear:linear_w4a8", ("w4a8",), priority=priority)
 
 
 class Reference(Backend):
@@ -45,11 +54,10 @@ class Reference(Backend):
         ]
 
     def kernels(self) -> Iterable[Kernel]:
-        from turbort.ops.cpu_table import cpu_kernels
+        from turbort.cpu_kernels import cpu_kernels
 
         yield from cpu_kernels()
-        for op in _OPS:
-            yield Kernel(op, "reference", f"turbort.ops:{op}", _PRECISIONS.get(op, FLOATS), emits=_EMITS.get(op, ()), priority=-100)
+        yield from reference_kernels("reference", priority=-100)
 
     def memory(self, device: Device) -> MemoryStats:
         used, peak = _resident_memory()
