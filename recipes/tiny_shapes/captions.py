@@ -10,8 +10,7 @@ A phrase is a head ("moves", "is moving", ...) and a tail ("right", "to the righ
 
 from __future__ import annotations
 
-import re
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -72,7 +71,7 @@ _PHRASES: dict[str, _Rows] = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def motion_phrases(motion: str) -> tuple[str, ...]:
     """Every verb phrase for `motion`, the canonical one first."""
     return tuple(f"{h} {t}".strip() for heads, tails in _PHRASES[motion] for h in heads for t in tails)
@@ -112,8 +111,8 @@ def _parse_clause(words: list[str]) -> Object | None:
 
 def parse(text: str) -> Scene | None:
     """The scene that `text` describes, or None when it is outside the caption language."""
-    text = re.sub(r"\s*\.\s*$", "", text.lower())
-    words = re.sub(r"\s*,", " ,", text).split()
+    text = text.lower().strip().removesuffix(".")
+    words = text.replace(",", " , ").split()
     whole = _parse_clause(words)
     if whole is not None:
         return Scene((whole,))
@@ -166,7 +165,7 @@ def grammar_pattern() -> str:
     first = rf"{article}\s+({color})\s+{act}"
     second = rf"{article}\s+(?!\1\b){color}\s+{act}"
     join = rf"(?:\s*,\s*|\s+){_any(JOINS)}\s+"
-    return rf"(?i)^\s*{first}(?:{join}{second})?\s*\.?\s*$"
+    return rf"(?i)^\s*{first}(?:{join}{second})?\s*(?:\.\s*)?$"
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,8 @@ Array = NDArray[Any]
 CANVAS = 128.0
 MARGIN = 3.0  # free border around every object, for the whole clip
 GAP = 5.0  # free space between the lanes of two objects
+FIT_MIN = 0.93  # lanes may shrink sizes and travels to this factor; tighter pairs are placed by search
+TRIES = 128
 
 # Hues 0, 127, 231, 52, 284 and 182 degrees: at least 49 degrees apart.
 PALETTE = np.array(
@@ -129,6 +131,21 @@ def _lanes(span: Array, two: Array, rng: np.random.Generator) -> tuple[Array, Ar
     return low, high, fit
 
 
+def _search(box: tuple[Array, Array], walk: Array, radius: Array, rng: np.random.Generator) -> Array:
+    """Start points of pairs that lanes would squeeze too much, mostly two diagonal walks: [n,2,2].
+
+    box: extents before and after the centre [n,2,2]; walk [n,2,T,2] px; radius [n,2] px. Of some
+    random starts inside the canvas, the first whose bounding circles keep GAP apart at all times, else
+    the one that keeps them furthest apart.
+    """
+    low = MARGIN + box[0] - walk.min(2)
+    high = CANVAS - MARGIN - box[1] - walk.max(2)
+    starts = low[:, None] + (high - low)[:, None] * rng.random((len(low), TRIES, 2, 2))
+    apart = starts[:, :, 0, None] - starts[:, :, 1, None] + (walk[:, 0] - walk[:, 1])[:, None, ::4]
+    clear = np.hypot(apart[..., 0], apart[..., 1]).min(-1) - radius.sum(1)[:, None]
+    return np.asarray(starts[np.arange(len(low)), np.minimum(clear, GAP).argmax(1)])
+
+
 def sample_layout(scenes: list[Scene], frames: int, rng: np.random.Generator) -> Layout:
     """Random sizes and paths for `scenes`; every object stays inside the canvas and its lane."""
     code, active = _encode(scenes)
@@ -154,7 +171,14 @@ def sample_layout(scenes: list[Scene], frames: int, rng: np.random.Generator) ->
     start = low + before + np.maximum(-path, 0.0) + free * rng.random(free.shape)
 
     t = np.linspace(0.0, 1.0, frames)
-    center = start[:, :, None] + path[:, :, None] * _progress(motion, t, rng)[..., None]
+    walk = path[:, :, None] * _progress(motion, t, rng)[..., None]
+    tight = two[:, 0] & (fit < FIT_MIN)
+    if tight.any():
+        walk[tight] /= scale[tight][..., None]
+        scale = np.where(tight[:, None, None], 1.0, scale)
+        box = (extent[tight][..., 0::2], extent[tight][..., 1::2])
+        start[tight] = _search(box, walk[tight], largest[tight], rng)
+    center = start[:, :, None] + walk
     corner = (first[..., None] + (last - first)[..., None] * t) * scale
     turn = np.where(motion == _ROTATE, np.deg2rad(75 + 65 * rng.random(motion.shape)), 0.0)
     shade = 1 + 0.06 * (rng.random((*motion.shape, 1)) - 0.5)

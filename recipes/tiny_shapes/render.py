@@ -77,8 +77,8 @@ def _paint(video: Tensor, layout: Layout, slot: int) -> None:
     pick = put(rows)
     color = put(layout.color[rows, slot] / np.float32(255))
     for channel in range(3):
-        under = video[pick, channel]
-        video[pick, channel] = under.lerp_((light * color[:, channel].view(-1, 1, 1, 1)).clamp_(0, 1), coverage)
+        over = (light * color[:, channel].view(-1, 1, 1, 1)).clamp_(0, 1)
+        video[pick, channel] = video[pick, channel].lerp_(over, coverage)
 
 
 @torch.no_grad()
