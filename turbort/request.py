@@ -22,7 +22,7 @@ MAX_GUIDANCE = 100.0
 MAX_PROMPT = 20_000
 MAX_PROMPT_FILE = 16 * 2**20
 RCM_STEPS = 4
-_SIZE = re.compile(r"\s*(\d{1,6})\s*[xX*]\s*(\d{1,6})\s*\Z")
+_SIZE = re.compile(r"\s*(\d{1,6})\s*[xX*]\s*(\d{1,6})\s*\Z", re.ASCII)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -67,7 +67,7 @@ def check_job(job: Job, spec: ModelSpec) -> None:
             raise InputError(f"the {name} has {len(text)} characters, more than {MAX_PROMPT}", fix="shorten it")
         if any(0xD800 <= ord(char) < 0xE000 for char in text):
             raise InputError(f"the {name} is not valid text (it holds bytes that are not UTF-8)", fix="write it in UTF-8")
-    check_size(full.width or 0, full.height or 0, spec)
+    check_size(_given(job.width, full.width), _given(job.height, full.height), spec)
     check_frames(_given(job.frames, full.frames), spec)
     steps = _given(job.steps, full.steps)
     most = RCM_STEPS if spec.sampler == "rcm" else MAX_STEPS

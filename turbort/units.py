@@ -15,7 +15,7 @@ _EXACT = (
     ("TiB", 2**40), ("TB", 10**12), ("GiB", 2**30), ("GB", 10**9), ("MiB", 2**20), ("MB", 10**6), ("KiB", 2**10), ("KB", 10**3),
     ("B", 1),
 )  # fmt: skip
-_SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]{1,3})\s*\Z")
+_SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]{1,3})\s*\Z", re.ASCII)
 _TERM = re.compile(r"\s*(>=|<=|>|<)?(.*)\Z", re.DOTALL)
 
 
