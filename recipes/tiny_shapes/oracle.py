@@ -111,7 +111,7 @@ def _describe(color: str, blobs: list[Blob | None], unit: float) -> Detection | 
 
     def fill(values: list[float]) -> Array:
         """One value a frame: frames without a blob are interpolated."""
-        return np.interp(every, times, np.asarray(values))
+        return np.asarray(np.interp(every, times, values))
 
     center = np.stack([fill([b.x for b in kept]), fill([b.y for b in kept])], 1) / unit
     scale = smooth(fill([b.area**0.5 for b in kept])) / unit
@@ -142,7 +142,7 @@ def _turn(blobs: list[Blob], times: Array, frames: int, n: int) -> Array:
     wave = np.array([b.outline[n] for b in blobs])
     clear = np.abs(wave) >= CLEAR_SHARE * np.percentile(np.abs(wave), 75)
     phase = np.unwrap(-np.angle(wave[clear]))
-    return np.interp(np.arange(frames), times[clear], np.degrees(phase) / n)
+    return np.asarray(np.interp(np.arange(frames), times[clear], np.degrees(phase) / n))
 
 
 def _compare(expected: Object, found: Detection | None) -> ObjectVerdict:
