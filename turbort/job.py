@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from turbort.errors import InputError
 from turbort.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from turbort.profile import Profile
 
 
 @dataclass(frozen=True)
@@ -94,3 +98,17 @@ def batches(jobs: Iterable[Job], most: int) -> Iterator[list[tuple[int, Job]]]:
         group.append((number, job))
     if group:
         yield group
+
+
+def passes(job: Job) -> int:
+    """Model passes per step and video: two with classifier-free guidance, else one."""
+    return 2 if (job.guidance or 1.0) != 1.0 else 1
+
+
+def samples_per_step(profile: Profile, jobs: int, job: Job) -> int:
+    """Samples in one model call: jobs that run together times passes, within the profile's batch."""
+    if jobs < 1:
+        raise InputError("there is no job to run", fix="give a prompt or a file of prompts")
+    most = max(profile.batch.most, passes(job))
+    wanted = jobs * passes(job)
+    return most if profile.batch.mode == "fixed" else min(wanted, most)

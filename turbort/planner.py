@@ -54,12 +54,16 @@ class Target:
 def find_target(profile: Profile, registry: Registry, on: str | None = None) -> Target:
     """The device a profile runs on: its own backend, or `on` (`cpu` = the reference backend) as a rehearsal.
 
-    Raises UnavailableError when that backend has no device here, with the hint to rehearse on the CPU.
+    `on` may number one of the backend's devices (`cuda:1`). Raises InputError for a number that is not there,
+    UnavailableError when that backend has no device here, with the hint to rehearse on the CPU.
     """
     wanted = profile.target.backend
-    name = {"cpu": FALLBACK_BACKEND}.get(on or wanted, on or wanted)
+    asked, _, index = (on or wanted).partition(":")
+    name = {"cpu": FALLBACK_BACKEND}.get(asked, asked)
     rehearsal = name != {"cpu": FALLBACK_BACKEND}.get(wanted, wanted)
     devices = registry.devices(name)
+    if index:
+        devices = [_numbered(devices, index, name)]
     matching = devices if rehearsal else [device for device in devices if _matches(profile, device)]
     if not matching:
         from turbort.errors import UnavailableError
@@ -69,6 +73,16 @@ def find_target(profile: Profile, registry: Registry, on: str | None = None) -> 
             f"profile {profile.name} wants {wanted} {' or '.join(profile.target.arch)}", tried=found, fix="choose another profile, or add `--on cpu` to rehearse it"
         )
     return Target(name, matching[0], rehearsal)
+
+
+def _numbered(devices: Sequence[Device], index: str, name: str) -> Device:
+    if not index.isdecimal() or int(index) >= len(devices):
+        raise InputError(
+            f"backend {name} has no device {index!r}",
+            tried=[f"{name}:{number} is {device.name}" for number, device in enumerate(devices)],
+            fix=f"choose {name}:0" + (f" to {name}:{len(devices) - 1}" if len(devices) > 1 else ""),
+        )
+    return devices[int(index)]
 
 
 def _matches(profile: Profile, device: Device) -> bool:

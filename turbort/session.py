@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from turbort.bind import Binder, executed
 from turbort.checkpoints import Checkpoint, open_checkpoint, stream
-from turbort.errors import InputError
 from turbort.io import frames_to_uint8, open_writer
-from turbort.job import Event, Job, OnEvent, Result, batches, silent
+from turbort.job import Event, Job, OnEvent, Result, batches, passes, samples_per_step, silent
 from turbort.models.files import locate
 from turbort.models.dit_layers import CrossKV
 from turbort.models.guidance import guided
@@ -164,6 +163,7 @@ class Session:
         latents = self._sample(group, texts, on_event)
         for row, (number, job) in enumerate(group):
             path, frames = self._decode(latents[row : row + 1], number, job, on_event)
+            on_event(Event("write", 1, 1, number, self._used(), message=str(path or "")))
             seconds = {stage: value - before.get(stage, 0.0) for stage, value in self.watch.seconds.items()}
             yield Result(job, path, {stage: value for stage, value in seconds.items() if value > 0}, frames)
 
@@ -230,19 +230,3 @@ class Session:
 
 def _texts(job: Job) -> tuple[str, ...]:
     return (job.prompt, job.negative_prompt or "") if passes(job) == 2 else (job.prompt,)
-
-
-def passes(job: Job) -> int:
-    """Model passes per step and video: two with classifier-free guidance, else one."""
-    return 2 if (job.guidance or 1.0) != 1.0 else 1
-
-
-def samples_per_step(profile: Profile, jobs: int, job: Job) -> int:
-    """Samples in one model call: jobs that run together times passes, within the profile's batch."""
-    if jobs < 1:
-        raise InputError("there is no job to run", fix="give a prompt or a file of prompts")
-    most = max(profile.batch.most, passes(job))
-    wanted = jobs * passes(job)
-    return most if profile.batch.mode == "fixed" else min(wanted, most)
-
-

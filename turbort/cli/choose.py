@@ -66,7 +66,8 @@ def pick(registry: Registry, on: str | None) -> Profile:
 def detect(registry: Registry, on: str | None = None) -> Device:
     """The device to use: accelerators first, by name of their backend, then the CPU. `null` only when asked for."""
     if on is not None:
-        return registry.devices({"cpu": "reference"}.get(on, on.partition(":")[0]))[0]
+        name = on.partition(":")[0]
+        return registry.devices({"cpu": "reference"}.get(name, name))[0]
     others = sorted(name for name in registry.backends if name not in ("reference", "null"))
     for name in others:
         found = registry.probe(name)

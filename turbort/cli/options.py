@@ -13,7 +13,9 @@ Profile = Annotated[
 ]
 On = Annotated[
     str | None,
-    typer.Option("--on", metavar="BACKEND", help="Run elsewhere than the profile says: `cpu` rehearses any profile here."),
+    typer.Option(
+        "--on", metavar="BACKEND", help="Run elsewhere than the profile says (cuda, cuda:1, ...); `cpu` rehearses any profile."
+    ),
 ]
 Size = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Pixels, multiples of 16.")]
 Frames = Annotated[int | None, typer.Option("--frames", metavar="N", help="Number of frames, 4k+1.")]

@@ -99,8 +99,8 @@ def with_sampler(spec: ModelSpec, sampler: str | None) -> ModelSpec:
 
 def make(choice: Choice, spec: ModelSpec, job: Job, *, jobs: int = 1, batch: int | None = None) -> Plan:
     """Plan `spec` for a checked job; `batch` defaults to the samples that the profile puts into one model call."""
+    from turbort.job import samples_per_step
     from turbort.planner import make_plan
-    from turbort.session import samples_per_step
 
     full = job.resolved(spec)
     return make_plan(

@@ -42,7 +42,9 @@ def title(header: Mapping[str, Any], digest: str) -> str:
     width, height = header["size"]
     text = f"plan {digest}: {header['model']}, {width}x{height}, {header['frames']} frames, profile {header['profile']}"
     where = f"on {header['device']} ({header['backend']})"
-    if header.get("rehearsal"):
+    if header["backend"] == "null":
+        where = "planned without a device"
+    elif header.get("rehearsal"):
         where += f", rehearsal of {header['profile']}: real numerics, meaningless timings"
     return f"{text}, {where}"
 

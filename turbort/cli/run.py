@@ -91,6 +91,7 @@ class Work:
     jobs: list[Job]
     weights: Path | None
     plan: Plan | None
+    on: str | None = None
 
     @property
     def ledger_key(self) -> tuple[str, ...]:
@@ -126,7 +127,7 @@ def prepare(
     if saved is not None:
         check_replay(saved, spec, choice.profile, by_shape(jobs, spec))
     locate(spec, weights or spec.root or Path.cwd())
-    return Work(asked, spec, choice, jobs, weights, saved)
+    return Work(asked, spec, choice, jobs, weights, saved, on)
 
 
 def _warn(work: Work) -> None:
@@ -203,7 +204,7 @@ def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result],
     if not quiet:
         plan_table(plan, stderr=True)
     with Display(quiet=quiet, jobs=len(jobs), on_written=written) as display:
-        on = work.choice.target.backend
+        on = work.on or work.choice.target.backend
         opened = Session.open(
             work.spec,
             work.choice.profile,

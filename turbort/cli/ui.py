@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 STYLES = {"heading": "bold", "good": "green", "warn": "yellow", "bad": "bold red", "quiet": "dim"}
-PIPE_WIDTH = 160
+PIPE_WIDTH = 400  # a table is as wide as it needs to be; only a terminal makes it narrower
 INTERRUPTED = 130
 
 
@@ -68,15 +68,16 @@ def table(
 
     kept = list(rows)
     shown = [column for column in columns if any(row.get(column) not in (None, "") for row in kept)]
-    grid = Table(
-        title=title, title_style="heading", title_justify="left", header_style="heading", box=box.SIMPLE_HEAD, pad_edge=False
-    )
+    grid = Table(header_style="heading", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in shown:
         numbers = all(isinstance(row.get(column), (int, float)) or row.get(column) is None for row in kept)
         grid.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for row in kept:
         grid.add_row(*(Text(_cell(row.get(column))) for column in shown), style=styles(row))
-    console(stderr=stderr).print(grid)
+    screen = console(stderr=stderr)
+    if title:
+        screen.print(title, style="heading", soft_wrap=True)
+    screen.print(grid)
 
 
 def _cell(value: Any) -> str:
