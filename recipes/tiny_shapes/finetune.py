@@ -1,0 +1,107 @@
+"""Stage 4: fine-tune the student for sparse-linear attention and 8-bit arithmetic.
+
+The student with SLA (top-k 0.1, blocks of 64 queries and 128 keys, one key block at least) and rounded int8 operands
+first regresses the dense student's velocity on the dense student's own sampling paths, then also takes the gradient of
+score distillation, as in stage 3, which keeps its samples sharp.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.tiny_shapes.common import Options, Run, autocast, load_into, options, parser, prepare, save_weights
+from recipes.tiny_shapes.config import SLA_TOPK
+from recipes.tiny_shapes.data import CaptionPool
+from recipes.tiny_shapes.distill import Keeper, embed, finish, load_student
+from recipes.tiny_shapes.losses import Distiller
+from recipes.tiny_shapes.nets import Dit, Mode
+from recipes.tiny_shapes.optim import Ema, Optimisers, schedule
+from recipes.tiny_shapes.sampling import rcm_times
+from recipes.tiny_shapes.scoring import Model, Recipe
+from recipes.tiny_shapes.teacher import load_teacher
+from recipes.tiny_shapes.vae_train import load_vae
+
+BATCH = 96
+LR = 4e-4
+FAKE_LR = 1.5e-4
+REGRESS_SHARE = 0.5  # of the time before score distillation joins
+DMD_WEIGHT = 0.25
+MODE = Mode(topk=SLA_TOPK, linear="w8a8", int8=True)
+
+
+@torch.no_grad()
+def path(dense: Dit, text: Tensor, shape: tuple[int, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(x, t, velocity) of the dense student at its four steps."""
+    times = rcm_times(4)
+    x = torch.randn(len(text), *shape, device=text.device) * times[0]
+    out = []
+    for now, then in itertools.pairwise(times):
+        t = torch.full((len(x),), now, device=x.device)
+        with autocast(x.device):
+            v = dense(x, t, text)
+        out.append((x, t, v))
+        x = (1 - then) * (x - now * v) + then * torch.randn_like(x)
+    return out
+
+
+def train(o: Options) -> dict[str, Any]:
+    device = prepare(o)
+    run, s = Run("sla", o), o.sizes
+    batch = o.batch or o.pick(BATCH, 2)
+    vae = load_vae(o.out, s, device, compile=o.compile)
+    teacher, text, guidance = load_teacher(o.out, s, device, compile=o.compile)
+    dense = load_student(o.out, s, device, compile=o.compile)
+    student, shown = (Dit(s, sla=True).to(device).compiled(o.compile) for _ in range(2))
+    for net in (student, shown):
+        net.load_state_dict(dense.state_dict(), strict=False)
+    shown.requires_grad_(False)
+    fake = Dit(s).to(device).compiled(o.compile)
+    load_into(fake, o.out / "student", "fake")
+    captions = CaptionPool(s, o.pick(8192, 8, 1024), device, o.seed + 70)
+    with torch.no_grad():
+        null = text(captions.null).float()
+    d = Distiller(student, teacher, fake, guidance, null, MODE)
+    ema = Ema(student, 0.99)
+    keeper = Keeper(run, Model(s, text, shown, vae, device), ema, MODE, o.pick(96, 2), batch)
+    opt = Optimisers([], list(student.parameters()), muon_lr=0, lr=LR, betas=(0.9, 0.99))
+    fake_opt = Optimisers([], list(fake.parameters()), muon_lr=0, lr=FAKE_LR, betas=(0.0, 0.99))
+    if run.saved:
+        student.load_state_dict(run.saved["model"])
+        fake.load_state_dict(run.saved["fake"])
+        ema.load(run.saved["ema"])
+        opt.load(run.saved["opt"])
+        fake_opt.load(run.saved["fake_opt"])
+    zero = torch.zeros((), device=device)
+    for done in run.steps(reserve=o.pick(12, 0), smoke=4):
+        lr = schedule(run.step, done, warmup=50, hold=0.3)
+        context = embed(text, captions.captions(batch))
+        loss = zero
+        for x, t, v in path(dense, context, s.latent):
+            with autocast(device):
+                part = (student(x, t, context, MODE) - v).square().mean() / 4
+            part.backward()
+            loss = loss + part.detach()
+        dmd = tracked = zero
+        if done > REGRESS_SHARE:
+            for _ in range(2):
+                tracked = d.fake_loss(embed(text, captions.captions(batch)), s.latent, 1 + int(torch.randint(4, ())))
+                tracked.backward()
+                fake_opt.step(1.0)
+            dmd = d.dmd_loss(context, s.latent, 1 + run.step % 4)
+            (DMD_WEIGHT * dmd).backward()
+        norm = opt.step(lr)
+        ema.update()
+        run.log(10, regression=loss, dmd=dmd, fake=tracked, norm=norm)
+        keeper.check(every=o.pick(30, 10_000))
+    keeper.check(every=0, force=True)
+    run.save(model=student.state_dict(), fake=fake.state_dict(), ema=ema.state(), opt=opt.state(), fake_opt=fake_opt.state())
+    save_weights(run.folder, "dit", keeper.state)
+    return finish(run, o, keeper, "student, SLA and int8", Recipe("rcm", 4, mode=MODE))
+
+
+if __name__ == "__main__":
+    train(options(parser(__doc__, 2.5).parse_args()))

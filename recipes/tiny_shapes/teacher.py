@@ -1,0 +1,123 @@
+"""Stage 2: train the teacher, a flow-matching transformer, together with its text encoder.
+
+x_t = (1 - t) x0 + t eps, target velocity eps - x0, mean squared error. Times are logit-normal with the schedule's shift,
+one in eight uniform. One caption in ten is empty, for guidance. Latents come from a pool that grows while training runs.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.tiny_shapes.common import Options, Run, autocast, load_into, options, parser, prepare, save_weights, table
+from recipes.tiny_shapes.config import SHIFT, TEACHER_STEPS, Sizes
+from recipes.tiny_shapes.data import LatentPool, vocabulary_size
+from recipes.tiny_shapes.nets import Dit
+from recipes.tiny_shapes.optim import Ema, Optimisers, schedule, split
+from recipes.tiny_shapes.scoring import Model, Recipe, contact_sheet, score
+from recipes.tiny_shapes.textnet import TextEncoder
+from recipes.tiny_shapes.vae_train import load_vae
+
+BATCH = 192
+MUON_LR = 3e-3
+LR = 1.5e-3
+DROP = 0.1
+POOL = 49152
+FIRST = 6144  # clips in the pool before training starts
+GUIDANCE = (2.0, 3.5, 5.0)  # tried on training captions; the best becomes the teacher's
+
+
+def draw_times(batch: int, device: torch.device) -> Tensor:
+    """[batch] in (0, 1): logit-normal with the schedule's shift, one in eight uniform."""
+    u = torch.sigmoid(torch.randn(batch, device=device))
+    t = SHIFT * u / (1 + (SHIFT - 1) * u)
+    return torch.where(torch.rand(batch, device=device) < 0.125, torch.rand(batch, device=device), t)
+
+
+def drop_captions(ids: Tensor, null: Tensor, share: float) -> Tensor:
+    return torch.where(torch.rand(len(ids), 1, device=ids.device) < share, null, ids)
+
+
+def flow_loss(dit: Any, text: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+    """Mean squared error of the velocity, one value per clip."""
+    eps = torch.randn_like(x0)
+    at = t.view(-1, 1, 1, 1, 1)
+    v = dit((1 - at) * x0 + at * eps, t, text)
+    return (v - (eps - x0)).square().mean((1, 2, 3, 4))
+
+
+def load_teacher(out: Path, s: Sizes, device: torch.device, *, compile: bool) -> tuple[Dit, TextEncoder, float]:
+    """Teacher, text encoder and the guidance chosen for it."""
+    dit, text = Dit(s).to(device), TextEncoder(s, vocabulary_size()).to(device)
+    load_into(dit, out / "teacher", "dit")
+    load_into(text, out / "teacher", "text")
+    info = json.loads((out / "teacher" / "teacher.json").read_text())
+    for m in (dit, text):
+        m.eval().requires_grad_(False)
+    return dit.compiled(compile), text, float(info["guidance"])
+
+
+def train(o: Options) -> dict[str, Any]:
+    device = prepare(o)
+    run, s = Run("teacher", o), o.sizes
+    batch = o.batch or o.pick(BATCH, 4)
+    vae = load_vae(o.out, s, device, compile=o.compile)
+    pool = LatentPool(s, vae, o.pick(POOL, 16, 2048), device, o.seed, chunk=o.pick(512, 8))
+    dit, text = Dit(s).to(device).compiled(o.compile), TextEncoder(s, vocabulary_size()).to(device)
+    matrices, rest = split(dit)
+    opt = Optimisers(matrices, rest + list(text.parameters()), muon_lr=MUON_LR, lr=LR)
+    both = torch.nn.ModuleDict({"dit": dit, "text": text})
+    ema = Ema(both, 0.999)
+    if run.saved:
+        both.load_state_dict(run.saved["model"])
+        opt.load(run.saved["opt"])
+        ema.load(run.saved["ema"])
+    while pool.size < o.pick(FIRST, 8, 1024):
+        pool.grow()
+    run.say(f"{sum(p.numel() for p in dit.parameters())} parameters, batch {batch}, {pool.size} clips to start with")
+    for done in run.steps(reserve=o.pick(25, 0)):
+        if run.step % 20 == 0:
+            pool.grow()
+        x0, ids = pool.sample(batch)
+        t = draw_times(batch, device)
+        with autocast(device):
+            each = flow_loss(dit, text(drop_captions(ids, pool.null, DROP)), x0, t)
+            loss = each.mean()
+        loss.backward()
+        norm = opt.step(schedule(run.step, done, warmup=200, hold=0.45))
+        ema.update()
+        noisy = (t > 0.85).float()
+        run.log(loss=loss, noisy_loss=(each.detach() * noisy).sum() / noisy.sum().clamp_min(1), norm=norm, clips=pool.size)
+        if run.step % 3000 == 2999:
+            run.save(model=both.state_dict(), opt=opt.state(), ema=ema.state())
+    run.save(model=both.state_dict(), opt=opt.state(), ema=ema.state())
+    both.load_state_dict(ema.state(), strict=False)
+    both.eval().requires_grad_(False)
+    save_weights(run.folder, "dit", dit.state_dict())
+    save_weights(run.folder, "text", text.state_dict())
+    model = Model(s, text, dit, vae, device)
+    steps, count = o.pick(TEACHER_STEPS, 2), o.pick(48, 2)
+    tried = {g: score(model, Recipe("euler", steps, g), count, held_out=False, seed=3) for g in GUIDANCE[: o.pick(3, 3, 1)]}
+    best = max(tried, key=lambda g: (tried[g]["right"], -g))
+
+    def sheet(*args: Any) -> None:
+        contact_sheet(run.folder / "samples.png", *args)
+
+    held = score(model, Recipe("euler", steps, best), o.pick(48, 2), held_out=True, seed=1, sink=sheet)
+    result = {"guidance": best, "tried": {str(g): r for g, r in tried.items()}, "held_out": held, "steps": run.step,
+              "seconds": run.elapsed, "samples": run.step * batch}  # fmt: skip
+    (run.folder / "teacher.json").write_text(json.dumps(result, indent=1))
+    run.plot("teacher")
+    table("teacher", [("guidance", "captions", "right", "color", "shape", "motion")]
+          + [(str(g), "training", *(f"{r[k]:.3f}" for k in ("right", "color", "shape", "motion"))) for g, r in tried.items()]
+          + [(str(best), "held out", *(f"{held[k]:.3f}" for k in ("right", "color", "shape", "motion"))),
+             ("steps", str(run.step)), ("seconds", f"{run.elapsed:.0f}")])  # fmt: skip
+    return result
+
+
+if __name__ == "__main__":
+    train(options(parser(__doc__, 8.5).parse_args()))
