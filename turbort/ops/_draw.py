@@ -56,6 +56,12 @@ def strided_view(x: Tensor) -> Tensor:
     return wider[..., x.shape[-1] : 2 * x.shape[-1]]
 
 
+def spread(x: Tensor) -> Tensor:
+    """The same directions, the first token a hundredth and the last a hundred times as large."""
+    sizes = torch.logspace(-2, 2, x.shape[-2], dtype=torch.float32, device=x.device)
+    return (x * sizes.unsqueeze(-1)).to(x.dtype)
+
+
 def sample(name: str, make: Callable[[Draw], dict[str, Any]], *tags: str) -> Sample:
     """A Sample whose `make` gets a Draw."""
 

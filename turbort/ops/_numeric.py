@@ -14,9 +14,12 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def plain(x: Tensor | QTensor) -> Tensor:
-    """`x` as an ordinary tensor."""
-    return x.dequantize() if isinstance(x, QTensor) else x
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype a matmul or convolution of `x` runs in: its own, but float32 for float16 on a CPU.
+
+    Few CPUs have float16 arithmetic, and torch's emulation of it is many times slower than float32.
+    """
+    return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
 
 
 def emitted(y: Tensor, emit: str | None) -> Tensor | QTensor:

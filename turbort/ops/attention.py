@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbort.op import op
+from turbort.ops._numeric import compute_dtype
 from turbort.ops.attention_int8 import int8_attention
 from turbort.ops.samples_attention import attention_samples
 from turbort.precision import ATTENTION, FLOATS
@@ -27,14 +28,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, precision: str | None = None) 
     """
     if precision is not None:
         return int8_attention(q, k, v, precision)
-    return dense(q, k.to(q.dtype), v.to(q.dtype))
+    return dense(q, k, v)
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Float attention in [B, L, H, d]; query chunks bound memory where SDPA is not known to be fused."""
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    dtype = compute_dtype(q)
+    queries, keys, values = (t.to(dtype).transpose(1, 2) for t in (q, k, v))
     if q.device.type in FUSED_SDPA:
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-    rows = max(1, SCORE_BUDGET // (q.shape[0] * q.shape[1] * k.shape[2]))
-    parts = [F.scaled_dot_product_attention(part, k, v) for part in q.split(rows, dim=2)]
-    return torch.cat(parts, dim=2).transpose(1, 2)
+        out = F.scaled_dot_product_attention(queries, keys, values)
+    else:
+        rows = max(1, SCORE_BUDGET // (q.shape[0] * q.shape[2] * k.shape[1]))
+        parts = [F.scaled_dot_product_attention(part, keys, values) for part in torch.split(queries, rows, dim=2)]
+        out = torch.cat(parts, dim=2)
+    return out.transpose(1, 2).to(q.dtype)

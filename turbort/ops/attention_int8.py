@@ -35,7 +35,7 @@ def int8_attention(q: Tensor, k: Tensor, v: Tensor, precision: str) -> Tensor:
         per_row = q.shape[0] * q.shape[2] * k.shape[1]
         rows = max(1, SCORE_BUDGET // per_row)
         parts = []
-        for codes, scales in zip(q_codes.split(rows, 2), q_scales.split(rows, 2), strict=True):
+        for codes, scales in zip(torch.split(q_codes, rows, 2), torch.split(q_scales, rows, 2), strict=True):
             scores = (codes @ k_codes) * (scales * k_scales * q.shape[-1] ** -0.5)
             parts.append(softmax_pv(scores, vs, precision, v.dtype).to(q.dtype))
     return torch.cat(parts, dim=2).transpose(1, 2)
@@ -60,7 +60,7 @@ def quantise_rows(x: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """
     length = x.shape[-2]
     padded = F.pad(x.to(torch.float32), (0, 0, 0, -length % rows))
-    blocks = padded.unflatten(-2, (-1, rows))
+    blocks = torch.unflatten(padded, -2, (-1, rows))
     scales = blocks.abs().amax(dim=(-1, -2), keepdim=True).clamp_min(FLOOR) / 127.0
     codes = (blocks / scales).round().clamp(-127, 127).flatten(-3, -2)[..., :length, :]
     return codes, scales.expand(*blocks.shape[:-1], 1).flatten(-3, -2)[..., :length, :]

@@ -52,7 +52,7 @@ def pooled_scores(q: Tensor, k: Tensor, block: tuple[int, int]) -> Tensor:
 def block_sums(x: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Sums over blocks of `size` tokens, [B, n, H, d], and the real length of each block, [n, 1, 1]."""
     length = x.shape[1]
-    padded = F.pad(x, (0, 0, 0, 0, 0, -length % size)).unflatten(1, (-1, size))
+    padded = torch.unflatten(F.pad(x, (0, 0, 0, 0, 0, -length % size)), 1, (-1, size))
     starts = torch.arange(padded.shape[1], device=x.device) * size
     counts = (length - starts).clamp_max(size).to(x.dtype)
     return tree_sum(padded, dim=2), counts.view(-1, 1, 1)

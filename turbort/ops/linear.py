@@ -8,7 +8,7 @@ from torch import Tensor
 
 from turbort.errors import InputError
 from turbort.op import op
-from turbort.ops._numeric import no_autocast, wide
+from turbort.ops._numeric import compute_dtype, no_autocast, wide
 from turbort.ops.samples_linear import linear_samples
 from turbort.precision import FLOATS, LINEAR
 from turbort.quant.block128 import BLOCK
@@ -84,10 +84,9 @@ def linear_w4a8(
 def _product(x: Tensor | QTensor, weight: Tensor | QTensor, bias: Tensor | None) -> Tensor:
     """x W^T + b before the epilogue: in x's dtype for float and block128 weights, in float32 otherwise."""
     if not isinstance(weight, QTensor):
-        xf = x.dequantize() if isinstance(x, QTensor) else x
-        return F.linear(xf, weight.to(xf.dtype), None if bias is None else bias.to(xf.dtype))
+        return float_linear(x.dequantize() if isinstance(x, QTensor) else x, weight, bias)
     if weight.scheme == "int4-group128" and not isinstance(x, QTensor):
-        return F.linear(x, weight.dequantize(x.dtype), None if bias is None else bias.to(x.dtype))
+        return float_linear(x, weight.dequantize(x.dtype), bias)
     qx = _quantised_input(x, weight)
     rows = qx.values.reshape(-1, qx.shape[-1])
     if weight.scheme == "int8-block128":
@@ -98,6 +97,12 @@ def _product(x: Tensor | QTensor, weight: Tensor | QTensor, bias: Tensor | None)
         bias = None if bias is None else bias.to(torch.float32)
     y = y if bias is None else y + bias
     return y.view(*qx.shape[:-1], weight.shape[0])
+
+
+def float_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b in x's dtype, the parameters cast to it."""
+    dtype = compute_dtype(x)
+    return F.linear(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)).to(x.dtype)
 
 
 def _quantised_input(x: Tensor | QTensor, weight: QTensor) -> QTensor:

@@ -19,9 +19,7 @@ from turbort.quant.qtensor import QTensor
 
 
 @op(samples=layer_norm_samples)
-def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6, emit: str | None = None
-) -> Tensor | QTensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6, emit: str | None = None) -> Tensor | QTensor:
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis; var is the biased two-pass variance.
 
     x [..., D]; weight, bias [D]; returns x's shape and dtype, or a QTensor in scheme `emit`.
@@ -31,9 +29,7 @@ def layer_norm(
 
 
 @op(samples=norm_modulate_samples)
-def norm_modulate(
-    x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6, emit: str | None = None
-) -> Tensor | QTensor:
+def norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6, emit: str | None = None) -> Tensor | QTensor:
     """LayerNorm without affine, times (1 + scale), plus shift (adaLN).
 
     x [B, L, D]; scale, shift float32 [B, 1, D] or [B, L, D]; returns x's shape and dtype, or a QTensor.

@@ -24,7 +24,7 @@ def qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, heads: 
     width = x.shape[-1]
     if width % (2 * heads):
         raise InputError(f"width {width} does not split into {heads} heads of even size")
-    y = rms_scaled(x, weight, eps).unflatten(-1, (heads, width // heads))
+    y = torch.unflatten(rms_scaled(x, weight, eps), -1, (heads, width // heads))
     return rotate(y, cos, sin).to(x.dtype)
 
 

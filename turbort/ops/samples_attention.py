@@ -12,6 +12,7 @@ from turbort.ops._draw import Draw, offset_view, sample, strided_view
 
 
 def attention_samples() -> Iterator[Sample]:
+    """Dense attention: real head counts, cross-attention, ragged lengths, shifted keys, views."""
     yield sample("q1-k1-h2", _dense(1, 1, 2))
     yield sample("q7-k7-h40", _dense(7, 7, 40), "real")
     yield sample("q257-k257-h12", _dense(257, 257, 12), "real")
@@ -29,6 +30,7 @@ def attention_samples() -> Iterator[Sample]:
 
 
 def sla_attention_samples() -> Iterator[Sample]:
+    """SLA: tails in queries and keys, one block up to all blocks, both geometries."""
     yield sample("t576-h2-k10", _sparse(576, 2, 0.1), "tail")
     yield sample("t512-h2-k50", _sparse(512, 2, 0.5))
     yield sample("t7-h2-k10", _sparse(7, 2, 0.1), "tail")

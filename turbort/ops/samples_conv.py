@@ -12,6 +12,8 @@ Size3 = tuple[int, int, int]
 
 
 def patchify_samples() -> Iterator[Sample]:
+    """Latents as [B, C, T, H, W]."""
+
     def case(c: int, t: int, h: int, w: int, patch: Size3 = (1, 2, 2), batch: int = 1) -> Any:
         return lambda draw: {"x": draw(batch, c, t, h, w), "patch": patch}
 
@@ -22,6 +24,8 @@ def patchify_samples() -> Iterator[Sample]:
 
 
 def unpatchify_samples() -> Iterator[Sample]:
+    """Tokens on their way back to latents."""
+
     def case(c: int, grid: Size3, patch: Size3 = (1, 2, 2), batch: int = 1) -> Any:
         tokens, features = grid[0] * grid[1] * grid[2], patch[0] * patch[1] * patch[2] * c
         return lambda draw: {"x": draw(batch, tokens, features), "grid": grid, "patch": patch, "channels": c}
@@ -33,20 +37,20 @@ def unpatchify_samples() -> Iterator[Sample]:
 
 
 def causal_conv3d_samples() -> Iterator[Sample]:
-    full = {"kernel": (3, 3, 3), "padding": (1, 1, 1)}
-    yield sample("c16-o24-3x9x11", _conv(16, 24, (3, 9, 11), **full))
-    yield sample("c16-o16-4x8x8-cache2", _conv(16, 16, (4, 8, 8), cached=2, **full))
-    yield sample("c16-o16-4x8x8-cache1", _conv(16, 16, (4, 8, 8), cached=1, **full))
-    yield sample("c16-o16-1x8x8-cache2", _conv(16, 16, (1, 8, 8), cached=2, **full))
-    yield sample("b2-c8-o16-2x7x5-cache2", _conv(8, 16, (2, 7, 5), batch=2, cached=2, **full), "batch", "tail")
-    yield sample("c96-o96-1x8x12", _conv(96, 96, (1, 8, 12), **full), "real")
-    yield sample("c384-o384-1x4x4-cache2", _conv(384, 384, (1, 4, 4), cached=2, **full), "real")
-    yield sample("c96-o3-2x9x7", _conv(96, 3, (2, 9, 7), **full), "real", "tail")
+    """Kernels of the Wan VAE, with no, part and full cache."""
+    yield sample("c16-o24-3x9x11", _conv(16, 24, (3, 9, 11)))
+    yield sample("c16-o16-4x8x8-cache2", _conv(16, 16, (4, 8, 8), cached=2))
+    yield sample("c16-o16-4x8x8-cache1", _conv(16, 16, (4, 8, 8), cached=1))
+    yield sample("c16-o16-1x8x8-cache2", _conv(16, 16, (1, 8, 8), cached=2))
+    yield sample("b2-c8-o16-2x7x5-cache2", _conv(8, 16, (2, 7, 5), batch=2, cached=2), "batch", "tail")
+    yield sample("c96-o96-1x8x12", _conv(96, 96, (1, 8, 12)), "real")
+    yield sample("c384-o384-1x4x4-cache2", _conv(384, 384, (1, 4, 4), cached=2), "real")
+    yield sample("c96-o3-2x9x7", _conv(96, 3, (2, 9, 7)), "real", "tail")
     yield sample("c32-o16-2x5x5-point", _conv(32, 16, (2, 5, 5), kernel=(1, 1, 1), padding=(0, 0, 0)))
     yield sample("c16-o32-2x6x6-time", _conv(16, 32, (2, 6, 6), kernel=(3, 1, 1), padding=(1, 0, 0), cached=2))
     yield sample("c16-o16-5x6x6-stride2", _conv(16, 16, (5, 6, 6), kernel=(3, 1, 1), padding=(0, 0, 0), stride=(2, 1, 1)))
-    yield sample("c16-o16-2x6x6-nobias", _conv(16, 16, (2, 6, 6), bias=False, **full))
-    yield sample("c96-o96-4x480x832-cache2", _conv(96, 96, (4, 480, 832), cached=2, **full), "large", "real")
+    yield sample("c16-o16-2x6x6-nobias", _conv(16, 16, (2, 6, 6), bias=False))
+    yield sample("c96-o96-4x480x832-cache2", _conv(96, 96, (4, 480, 832), cached=2), "large", "real")
 
 
 def _conv(
@@ -54,8 +58,8 @@ def _conv(
     o: int,
     size: Size3,
     *,
-    kernel: Size3,
-    padding: Size3,
+    kernel: Size3 = (3, 3, 3),
+    padding: Size3 = (1, 1, 1),
     stride: Size3 = (1, 1, 1),
     batch: int = 1,
     cached: int = 0,
@@ -76,6 +80,8 @@ def _conv(
 
 
 def vae_norm_silu_samples() -> Iterator[Sample]:
+    """Channel norms, an all-zero input among them."""
+
     def case(c: int, *size: int, batch: int = 1, **kind: Any) -> Any:
         return lambda draw: {"x": draw(batch, c, *size, **kind), "gamma": draw(c, 1, 1, 1, mean=1.0)}
 
@@ -89,6 +95,8 @@ def vae_norm_silu_samples() -> Iterator[Sample]:
 
 
 def vae_upsample_samples() -> Iterator[Sample]:
+    """Upsampling stages of the Wan VAE."""
+
     def case(c: int, o: int, *size: int, batch: int = 1) -> Any:
         def make(draw: Draw) -> dict[str, Any]:
             weight = draw(o, c, 3, 3, scale=(9 * c) ** -0.5)

@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from turbort.op import Sample
-from turbort.ops._draw import Draw, offset_view, sample, strided_view
+from turbort.ops._draw import Draw, offset_view, sample, spread, strided_view
 from turbort.quant.bsq import block_sparsify
 
 
 def linear_samples() -> Iterator[Sample]:
+    """Every precision of `linear` is tried on each of these."""
     for tokens, k, n, tags in (
         (1, 1536, 256, ("real",)),
         (7, 5120, 136, ("real",)),
@@ -35,6 +36,7 @@ def linear_samples() -> Iterator[Sample]:
     yield sample("t65-k384-n256-tokengate", _case(65, 384, 256, extra=_token_gated))
     yield sample("t65-k256-n128-offset", _case(65, 256, 128, view=offset_view), "offset")
     yield sample("t65-k256-n128-strided", _case(65, 256, 128, view=strided_view), "strided")
+    yield sample("t65-k256-n128-spread", _case(65, 256, 128, view=spread), "spread")
     yield sample("t65-k512-n256-pruned", _case(65, 512, 256, density=0.3), "sparse")
     yield sample("t32760-k1536-n8960", _case(32760, 1536, 8960, extra=_gelu), "large", "real")
     yield sample("t32760-k8960-n1536", _case(32760, 8960, 1536, extra=_gated), "large", "real")

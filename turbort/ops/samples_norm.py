@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from turbort.op import Sample
-from turbort.ops._draw import Draw, offset_view, sample, strided_view
+from turbort.ops._draw import Draw, offset_view, sample, spread, strided_view
 
 Make = Callable[[Draw, Tensor], dict[str, Any]]
 
@@ -33,15 +33,18 @@ def _rows(make: Make) -> Iterator[Sample]:
     yield sample("t65-d768-tiny", case(1, 65, 768, scale=1e-3))
     yield sample("t65-d768-offset", case(1, 65, 768, view=offset_view), "offset")
     yield sample("t65-d768-strided", case(1, 65, 768, view=strided_view), "strided")
+    yield sample("t65-d768-spread", case(1, 65, 768, view=spread), "spread")
     yield sample("t32760-d1536", case(1, 32760, 1536), "large", "real")
     yield sample("t32760-d5120", case(1, 32760, 5120), "large", "real")
 
 
 def layer_norm_samples() -> Iterator[Sample]:
+    """Rows with affine parameters."""
     return _rows(lambda draw, x: {"x": x, "weight": draw(x.shape[-1], mean=1.0), "bias": draw(x.shape[-1])})
 
 
 def rms_norm_samples() -> Iterator[Sample]:
+    """Rows with a weight."""
     return _rows(lambda draw, x: {"x": x, "weight": draw(x.shape[-1], mean=1.0)})
 
 
@@ -51,6 +54,7 @@ def _modulation(draw: Draw, x: Tensor, tokens: int) -> dict[str, Any]:
 
 
 def norm_modulate_samples() -> Iterator[Sample]:
+    """Rows with one modulation per clip, and one per token."""
     yield from _rows(lambda draw, x: {"x": x, **_modulation(draw, x, 1)})
     yield sample("b2-t33-d256-pertoken", _per_token_modulation, "batch")
 
@@ -65,6 +69,7 @@ def _gate(draw: Draw, x: Tensor, tokens: int) -> dict[str, Any]:
 
 
 def gated_residual_samples() -> Iterator[Sample]:
+    """Rows with one gate per clip, and one per token."""
     yield from _rows(lambda draw, x: {"x": x, **_gate(draw, x, 1)})
     yield sample("b2-t33-d256-pertoken", _per_token_gate, "batch")
 
@@ -75,6 +80,7 @@ def _per_token_gate(draw: Draw) -> dict[str, Any]:
 
 
 def gated_residual_norm_modulate_samples() -> Iterator[Sample]:
+    """The two above together."""
     yield from _rows(lambda draw, x: {"x": x, **_gate(draw, x, 1), **_modulation(draw, x, 1)})
     yield sample("b2-t33-d256-pertoken", _per_token_fused, "batch")
 
@@ -85,6 +91,8 @@ def _per_token_fused(draw: Draw) -> dict[str, Any]:
 
 
 def qk_norm_rope_samples() -> Iterator[Sample]:
+    """Queries and keys with random angles."""
+
     def case(batch: int, tokens: int, heads: int, d: int = 128, strided: bool = False, **kind: Any) -> Any:
         def build(draw: Draw) -> dict[str, Any]:
             x = draw(batch, tokens, heads * d, **kind)
@@ -106,10 +114,12 @@ def qk_norm_rope_samples() -> Iterator[Sample]:
 
 
 def gelu_quant_samples() -> Iterator[Sample]:
+    """Rows on their own."""
     return _rows(lambda draw, x: {"x": x})
 
 
 def quantize_samples() -> Iterator[Sample]:
+    """Rows in every scheme that activations use."""
     for scheme in ("int8-token", "int8-block128", "fp8-token"):
         for row in _rows(lambda draw, x, scheme=scheme: {"x": x, "emit": scheme}):  # type: ignore[misc]
             yield Sample(f"{row.id}-{scheme}", row.make, row.tags)

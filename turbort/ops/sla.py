@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from turbort.op import op
@@ -11,6 +10,7 @@ from turbort.ops._numeric import no_autocast, wide
 from turbort.ops.attention import dense
 from turbort.ops.attention_int8 import check_precision
 from turbort.ops.block_map import block_map
+from turbort.ops.linear import float_linear
 from turbort.ops.samples_attention import sla_attention_samples
 from turbort.ops.sla_sparse import sparse_attention
 from turbort.precision import ATTENTION, FLOATS
@@ -46,14 +46,13 @@ def sla_attention(
         check_precision(precision)
     if q.is_meta:
         return torch.empty_like(q)
-    k, v = k.to(q.dtype), v.to(q.dtype)
     lut = block_map(q, k, topk, block)
     every_block = lut.shape[-1] * block[1] >= k.shape[1]
     if every_block and precision is None:
         sparse = dense(q, k, v)
     else:
         sparse = sparse_attention(q, k, v, lut, block, precision)
-    linear = F.linear(linear_branch(q, k, v).to(q.dtype), proj_weight.to(q.dtype), proj_bias.to(q.dtype))
+    linear = float_linear(linear_branch(q, k, v).to(q.dtype), proj_weight, proj_bias)
     return (wide(sparse) + wide(linear)).to(q.dtype)
 
 

@@ -15,10 +15,10 @@ def _any(*names: str) -> bool:
 @cache
 def has_vnni() -> bool:
     """int8 dot products with 32-bit accumulation; without them oneDNN may saturate 16-bit partial sums."""
-    return _any("_is_vnni_supported", "_is_avx512_vnni_supported") and torch.backends.mkldnn.is_available()
+    return _any("_is_vnni_supported", "_is_avx512_vnni_supported") and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 @cache
 def has_bf16() -> bool:
     """Hardware bfloat16 dot products (avx512_bf16)."""
-    return _any("_is_avx512_bf16_supported") and torch.backends.mkldnn.is_available()
+    return _any("_is_avx512_bf16_supported") and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]

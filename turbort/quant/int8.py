@@ -11,13 +11,13 @@ CHANNEL_FLOOR = 1e-5
 
 
 def quantize_rows(x: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """q = clamp(round(x / s), -128, 127) with s = max(amax |row|, floor) / 127.
+    """q = round_half_even(x / s) with s = max(amax |row|, floor) / 127, so that |q| <= 127.
 
-    x [..., K] float -> int8 [..., K], float32 scales [..., 1]. Rounds half to even.
+    x [..., K] float -> int8 [..., K], float32 scales [..., 1].
     """
     wide = x.to(torch.float32)
     scales = wide.abs().amax(dim=-1, keepdim=True).clamp_min(floor) / 127.0
-    return (wide / scales).round().clamp(-128, 127).to(torch.int8), scales
+    return (wide / scales).round_().to(torch.int8), scales
 
 
 def dequantize_rows(values: Tensor, scales: Tensor) -> Tensor:
