@@ -1,8 +1,8 @@
 """The conformance suite: what a backend must satisfy, for `turbort check` and for pytest.
 
-    from turbort.testing import conformance
+from turbort.testing import conformance
 
-    test_ops = conformance("my-backend")
+test_ops = conformance("my-backend")
 """
 
 from turbort.testing.case import Case

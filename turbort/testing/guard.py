@@ -16,7 +16,14 @@ NO_STORAGE = frozenset({"meta", "xla"})
 """Device types whose tensors have no memory of their own to guard."""
 
 ALLOCATORS = frozenset(
-    {torch.empty, torch.empty_like, torch.empty_strided, torch.empty_permuted, torch.Tensor.new_empty, torch.Tensor.new_empty_strided}
+    {
+        torch.empty,
+        torch.empty_like,
+        torch.empty_strided,
+        torch.empty_permuted,
+        torch.Tensor.new_empty,
+        torch.Tensor.new_empty_strided,
+    }
 )
 
 
@@ -50,11 +57,7 @@ class Guards:
 
     def damage(self) -> list[str]:
         """Names of the blocks whose guards no longer hold their value."""
-        return [
-            name
-            for name, base, span in self._blocks
-            if not (_intact(base[:GUARD]) and _intact(base[GUARD + span :]))
-        ]
+        return [name for name, base, span in self._blocks if not (_intact(base[:GUARD]) and _intact(base[GUARD + span :]))]
 
 
 def guardable(tensor: Tensor) -> bool:
@@ -92,7 +95,9 @@ def wide_rows(tensor: Tensor) -> Tensor:
     """The same values as a slice of wider rows, one element off every alignment (a chunk of a fused qkv)."""
     if tensor.dim() == 0 or not tensor.numel():
         return tensor
-    base = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 9), poison_value(tensor.dtype), dtype=tensor.dtype, device=tensor.device)
+    base = torch.full(
+        (*tensor.shape[:-1], tensor.shape[-1] + 9), poison_value(tensor.dtype), dtype=tensor.dtype, device=tensor.device
+    )
     view = base[..., 1 : 1 + tensor.shape[-1]]
     view.copy_(tensor)
     return view

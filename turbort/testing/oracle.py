@@ -65,9 +65,7 @@ class Oracle:
 
     def expect(self, case: Case, variant: Variant, emit: str | None = None) -> list[Expected]:
         """Per output: the reference at the case's precision, the truth, and the error between the two."""
-        return self._once(
-            ("expect", _site(case, variant), case.precision.name, emit), lambda: self._expect(case, variant, emit)
-        )
+        return self._once(("expect", _site(case, variant), case.precision.name, emit), lambda: self._expect(case, variant, emit))
 
     def _expect(self, case: Case, variant: Variant, emit: str | None) -> list[Expected]:
         found = leaves(self.reference(case, self.inputs(case, variant), emit))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from turbort.testing.compare import CheckFailed, Expected, as_float64, errors, judge
+from turbort.testing.compare import CheckFailed, Expected, Measure, as_float64, judge
 from turbort.testing.oracle import Inputs
 from turbort.testing.trial import Refused, Trial
 from turbort.testing.truth import truth
@@ -51,15 +51,21 @@ def peaked_attention(trial: Trial) -> None:
     given |= {"q": (keys[:, chosen] * scale).to(q.dtype), "k": keys.to(k.dtype)}
     if "proj_weight" in given:
         # All blocks and no linear branch: sparse-linear attention is then dense attention.
-        given |= {"topk": 1.0, "proj_weight": torch.zeros_like(given["proj_weight"]), "proj_bias": torch.zeros_like(given["proj_bias"])}
+        given |= {
+            "topk": 1.0,
+            "proj_weight": torch.zeros_like(given["proj_weight"]),
+            "proj_bias": torch.zeros_like(given["proj_bias"]),
+        }
     inputs = Inputs(given)
     output = _run(trial, inputs)
     if output is None:
         return
     uniform = as_float64(given["v"]).mean(1, keepdim=True).expand(q.shape)
-    if k.shape[1] > 1 and errors(output, uniform).nmse < 0.05:
+    if k.shape[1] > 1 and Measure(uniform).errors(output).nmse < 0.05:
         raise CheckFailed("peaked", "the result is the mean of v whatever q and k are")
-    expected = Expected.of("output for peaked attention", trial.oracle.reference(trial.case, inputs), truth(trial.case.spec, given)[0])
+    expected = Expected.of(
+        "output for peaked attention", trial.oracle.reference(trial.case, inputs), truth(trial.case.spec, given)[0]
+    )
     judge(output, expected, trial.case.precision, "peaked")
 
 

@@ -46,13 +46,14 @@ _SIGNS = {
 class Result:
     """The outcome of one case.
 
-    `check` names the rule that decided a failure (`budget`, `determinism`, ...); `message` explains every
-    outcome but a pass; `nmse` and `budget` are there when values were compared.
+    `check` names the rule that decided a failure (`budget`, `determinism`, ...), `also` the other rules that the
+    case broke; `message` explains every outcome but a pass; `nmse` and `budget` are there when values were compared.
     """
 
     id: str
     outcome: Outcome
     check: str | None = None
+    also: tuple[str, ...] = ()
     message: str = ""
     nmse: float | None = None
     budget: float | None = None
@@ -64,12 +65,13 @@ class Result:
             "id": self.id,
             "outcome": self.outcome.value,
             "check": self.check,
+            "also": list(self.also),
             "message": self.message,
             "nmse": self.nmse,
             "budget": self.budget,
             "seconds": round(self.seconds, 4),
         }
-        return {key: value for key, value in full.items() if value not in (None, "")}
+        return {key: value for key, value in full.items() if value not in (None, "", [])}
 
 
 def counts(results: Iterable[Result]) -> dict[str, int]:

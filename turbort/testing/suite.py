@@ -8,7 +8,6 @@ from functools import cached_property
 
 from turbort.backend import Backend, Device
 from turbort.errors import InputError
-from turbort.kernel import Kernel
 from turbort.registry import Registry
 from turbort.testing.backend_checks import BACKEND_CHECKS
 from turbort.testing.case import Case, cases
@@ -55,11 +54,9 @@ class Suite:
         return {case.id: case for case in self._cases(**self._filter, large=self._large)}
 
     def _cases(self, *, op: str = "*", precision: str = "*", sample: str = "*", large: bool = True) -> Iterator[Case]:
-        kernels: list[Kernel] = self.registry.kernels(self.name)
-        rows = cases(
-            kernels, self.registry.ops, self.registry.precisions, self.device, op=op, precision=precision, sample=sample, large=large
-        )
-        return rows
+        kernels, precisions = self.registry.kernels(self.name), self.registry.precisions
+        chosen = {"op": op, "precision": precision, "sample": sample}
+        return cases(kernels, self.registry.ops, precisions, self.device, **chosen, large=large)
 
     @property
     def backend_ids(self) -> list[str]:
@@ -102,13 +99,15 @@ class Suite:
         stale = self.ledger.unmatched(known)
         if stale:
             lines = "; ".join(f"{waiver.kind} {waiver.pattern!r}" for waiver in stale)
-            return Result("ledger", Outcome.FAIL, "ledger", f"matches no case: {lines}")
+            return Result("ledger", Outcome.FAIL, "ledger", message=f"matches no case: {lines}")
         return Result("ledger", Outcome.PASS)
 
 
 def _pick(devices: list[Device], index: int, backend: str) -> Device:
     if index >= len(devices):
-        raise InputError(f"backend {backend} has {len(devices)} device(s), not {index + 1}", fix=f"choose --device 0 to {len(devices) - 1}")
+        raise InputError(
+            f"backend {backend} has {len(devices)} device(s), not {index + 1}", fix=f"choose --device 0 to {len(devices) - 1}"
+        )
     return devices[index]
 
 
@@ -120,10 +119,10 @@ def _judged(case_id: str, check: Callable[[], Verdict | None], waiver: Waiver | 
         return Result(case_id, Outcome.REJECTED, message=str(refusal), seconds=time.perf_counter() - started)
     except CheckFailed as failure:
         outcome, message = (Outcome.KNOWN, waiver.reason) if waiver else (Outcome.FAIL, str(failure))
-        return Result(case_id, outcome, failure.check, message, seconds=time.perf_counter() - started)
+        return Result(case_id, outcome, failure.check, failure.also, message, seconds=time.perf_counter() - started)
     seconds = time.perf_counter() - started
     nmse, budget = (verdict.nmse, verdict.budget) if verdict else (None, None)
     if waiver:
         message = f"passes now; remove known_issues {waiver.pattern!r} ({waiver.reason})"
-        return Result(case_id, Outcome.FIXED, "ledger", message, nmse, budget, seconds)
+        return Result(case_id, Outcome.FIXED, "ledger", (), message, nmse, budget, seconds)
     return Result(case_id, Outcome.PASS, nmse=nmse, budget=budget, seconds=seconds)

@@ -53,6 +53,7 @@ def truth(spec: OpSpec, kwargs: Mapping[str, Any]) -> list[Tensor]:
 def _sla(given: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
     from turbort.ops import sla
     from turbort.ops.block_map import block_map
+    from turbort.ops.sla_sparse import sparse_attention
 
     block = given.get("block", (64, 128))
     chosen = block_map(given["q"], given["k"], given["topk"], block)
@@ -60,7 +61,7 @@ def _sla(given: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], Any]:
     def run(exact: Mapping[str, Any]) -> Any:
         q, k, v = (exact[name] for name in "qkv")
         linear = torch.nn.functional.linear(sla.linear_branch(q, k, v), exact["proj_weight"], exact["proj_bias"])
-        return sla.sparse_attention(q, k, v, chosen, block, None) + linear
+        return sparse_attention(q, k, v, chosen, block, None) + linear
 
     return run
 
