@@ -61,7 +61,7 @@ def load_profile(name: str | Path, extra: Iterable[Path] = (), *, precisions: Ma
 def find_profile(name: str, extra: Iterable[Path] = ()) -> Path:
     """The file that `name` stands for; InputError with the nearest names when there is none."""
     given = Path(name)
-    if len(given.parts) > 1 or given.is_absolute():
+    if any(separator in name for separator in (os.sep, os.altsep) if separator):
         if given.is_file():
             return given
         raise InputError(f"profile {name}: no such file", fix="give an existing file, or a name from `turbort profiles list`")

@@ -28,7 +28,9 @@ FIX = "correct the line; `turbort profiles validate FILE` checks it again, `turb
 def explain(error: ValidationError, document: Document) -> InputError:
     """One InputError: the first complaint as the message, further ones listed below it."""
     # One bad word may be reported for both ends of a range: dict.fromkeys keeps the first of equal sentences.
-    found = list(dict.fromkeys(_sentence(item, document) for item in error.errors(include_url=False)))
+    # A misspelt key comes first, because what is missing is often only that key's right name.
+    items = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
+    found = list(dict.fromkeys(_sentence(item, document) for item in items))
     if len(found) == 1:
         return InputError(found[0], fix=FIX)
     return InputError(f"{found[0]} (and {len(found) - 1} more)", tried=found[1:], fix=FIX)

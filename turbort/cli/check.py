@@ -43,7 +43,9 @@ def check(
             {"backend": backend, "device": suite.device.name, "counts": totals, "results": [found.row() for found in results]}
         )
     elif markdown:
-        ui.result(support_table(backend, suite.device.name, results))
+        from turbort.testing.report import markdown as support_table
+
+        ui.result(support_table(f"`{backend}` on {suite.device.name}", results))
     else:
         _print(results, every)
     text = ", ".join(f"{count} {name}" for name, count in totals.items())
@@ -69,30 +71,23 @@ def _run(suite: Suite) -> list[Result]:
 
 
 def _print(results: list[Result], every: bool) -> None:
-    """The cases that did not simply pass; refusals only with `--verbose`, because they are no fault."""
+    """One row per kernel and precision, then the cases that need attention (with `--verbose`, all of them)."""
+    from turbort.testing.report import COLUMNS, grouped
+
+    groups = {id(group): group for group in grouped(results)}
+    rows = [{**group.row(), "key": key} for key, group in groups.items()]
+    ui.table(rows, COLUMNS, styles=lambda row: "bad" if groups[row["key"]].bad else None)
     quiet = {"pass", "rejected"}
-    rows: list[dict[str, Any]] = [
-        {"": found.outcome.sign, "outcome": found.outcome.value, "case": found.id, "check": found.check, "message": found.message}
+    cases: list[dict[str, Any]] = [
+        {
+            "": found.outcome.sign,
+            "outcome": found.outcome.value,
+            "case": found.id,
+            "check": ", ".join(filter(None, (found.check, *found.also))),
+            "message": found.message,
+        }
         for found in results
         if every or found.outcome.value not in quiet
     ]
-    if rows:
-        ui.table(rows, ("", "case", "check", "message"), styles=lambda row: STYLES.get(row["outcome"], "quiet"))
-
-
-def support_table(backend: str, device: str, results: list[Result]) -> str:
-    """Passed and other cases by op, kernel and precision, in Markdown."""
-    groups: dict[tuple[str, ...], list[Result]] = {}
-    for found in results:
-        groups.setdefault(tuple(found.id.split("/")[:3]), []).append(found)
-    lines = [f"`{backend}` on {device}", "", "| op | kernel | precision | passed | others |", "|---|---|---|---|---|"]
-    for key, group in groups.items():
-        op, kernel, precision = (*key, "", "")[:3]
-        others: dict[str, int] = {}
-        for found in group:
-            if found.outcome.value != "pass":
-                others[found.outcome.value] = others.get(found.outcome.value, 0) + 1
-        passed = sum(found.outcome.value == "pass" for found in group)
-        rest = ", ".join(f"{count} {name}" for name, count in others.items())
-        lines.append(f"| {op} | {kernel} | {precision} | {passed} | {rest} |")
-    return "\n".join(lines)
+    if cases:
+        ui.table(cases, ("", "case", "check", "message"), styles=lambda row: STYLES.get(row["outcome"], "quiet"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from turbort.cli import options, ui
+from turbort.errors import InputError
 
 if TYPE_CHECKING:
     from turbort.cli.choose import Choice
@@ -94,7 +95,11 @@ def diff(
 
 def with_sampler(spec: ModelSpec, sampler: str | None) -> ModelSpec:
     """The model with another of its samplers; InputError when it has no preset for that name."""
-    return spec.with_sampler(cast("SamplerName", sampler)) if sampler else spec
+    if sampler is None:
+        return spec
+    if sampler not in spec.presets:
+        raise InputError(f"{spec.name} has no settings for sampler {sampler!r}", fix=f"choose {' or '.join(spec.presets)}")
+    return spec.with_sampler(cast("SamplerName", sampler))
 
 
 def make(choice: Choice, spec: ModelSpec, job: Job, *, jobs: int = 1, batch: int | None = None) -> Plan:
