@@ -74,7 +74,7 @@ class Optimisers:
         self.peak = [p.param_groups[0]["lr"] for p in self.parts]
 
     def step(self, scale: float) -> Tensor:
-        """One update at `scale` times the peak rates; skipped, without a wait, when a gradient is not finite. Returns the norm."""
+        """One update at `scale` times the peak rates, skipped when a gradient is not finite. Returns the norm."""
         norm = nn.utils.clip_grad_norm_(self.all, self.clip)
         bad = (~torch.isfinite(norm)).float()
         for part, peak in zip(self.parts, self.peak, strict=True):

@@ -128,7 +128,8 @@ def dit_rows(o: Options, s: Sizes, device: torch.device) -> None:
     dit = Dit(s).to(device).compiled(o.compile).requires_grad_(False)
     for batch in (96, 192):
         n = o.pick(batch, 2)
-        context, x, t = torch.randn(n, s.text_len, s.text_dim, device=device), torch.randn(n, *s.latent, device=device), torch.rand(n, device=device)
+        context, x = torch.randn(n, s.text_len, s.text_dim, device=device), torch.randn(n, *s.latent, device=device)
+        t = torch.rand(n, device=device)
 
         def forward(x: torch.Tensor = x, t: torch.Tensor = t, context: torch.Tensor = context) -> None:
             with torch.no_grad(), autocast(device):
@@ -136,7 +137,8 @@ def dit_rows(o: Options, s: Sizes, device: torch.device) -> None:
 
         measure(f"dit forward {batch} compiled", forward, n)
     n = o.pick(48, 2)
-    x, angle, context = torch.randn(n, *s.latent, device=device), torch.rand(n, device=device), torch.randn(n, s.text_len, s.text_dim, device=device)
+    context, x = torch.randn(n, s.text_len, s.text_dim, device=device), torch.randn(n, *s.latent, device=device)
+    angle = torch.rand(n, device=device)
 
     def tangent() -> None:
         with torch.no_grad():
@@ -160,8 +162,11 @@ def stage_rows(o: Options) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("stage", "seconds", "result")]
     quick = replace(o, out=o.out / "shakedown")
     for name, run, minutes in (
-        ("vae", vae_train.train, 0.35), ("teacher", teacher.train, 0.55), ("student", distill.train, 0.55), ("sla", finetune.train, 0.35),
-    ):  # fmt: skip
+        ("vae", vae_train.train, 0.35),
+        ("teacher", teacher.train, 0.55),
+        ("student", distill.train, 0.55),
+        ("sla", finetune.train, 0.35),
+    ):
         begin = time.monotonic()
         try:
             result = str(run(replace(quick, minutes=minutes)))[:160]

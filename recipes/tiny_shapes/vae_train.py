@@ -21,8 +21,9 @@ from recipes.tiny_shapes.scoring import judge_all, to_frames
 from recipes.tiny_shapes.vaenet import Vae
 
 BATCH = 16
-LR = 2e-3
+LR = 1.5e-3
 KL = 3e-3  # nats per latent value against mean absolute error of pixels in [-1, 1]
+KL_RAMP = 0.2  # share of the time over which the KL weight rises from 0
 JITTER = 0.1  # largest extra noise on decoder inputs, in standard deviations of the prior
 POOL = 4096
 
@@ -31,7 +32,7 @@ def charbonnier(x: Tensor) -> Tensor:
     return (x.square() + 1e-4).sqrt().mean()
 
 
-def vae_loss(vae: Vae, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def vae_loss(vae: Vae, video: Tensor, kl_weight: float = KL) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and its parts for pixels [B, 3, T, H, W] in [-1, 1]."""
     mean, logvar = vae.moments(video)
     noise = torch.randn_like(mean)
@@ -42,7 +43,7 @@ def vae_loss(vae: Vae, video: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     pixel = charbonnier(error)
     edges = sum(charbonnier(error.diff(dim=d)) for d in (2, 3, 4)) / 3
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    loss = pixel + 0.5 * edges + KL * kl
+    loss = pixel + 0.5 * edges + kl_weight * kl
     return loss, {"loss": loss, "pixel": pixel, "edges": edges, "kl": kl, "mse": error.detach().square().mean()}
 
 
@@ -85,10 +86,9 @@ def reconstruction_score(vae: Vae, s: Sizes, device: torch.device, count: int) -
 
     rng = np.random.default_rng(991)
     scenes = [sample_scene(rng) for _ in range(count)]
-    z = []
+    clips = render(scenes, s.frames, s.edge, seed=992, device=device)
     with torch.no_grad(), autocast(device):
-        for part in render(scenes, s.frames, s.edge, seed=992, device=device).split(16):
-            z.append(vae.encode(part))
+        z = [vae.encode(part) for part in clips.split(16)]
         frames = to_frames(vae, torch.cat(z), 16)
     return sum(r["right"] for r in judge_all(frames, scenes)) / count
 
@@ -121,7 +121,7 @@ def train(o: Options) -> dict[str, Any]:
     for done in run.steps(reserve=15):
         with autocast(device):
             video = pool.sample(batch, s.vae_frames).contiguous(memory_format=torch.channels_last_3d)
-            loss, parts = vae_loss(vae, video)
+            loss, parts = vae_loss(vae, video, KL * min(1.0, done / KL_RAMP))
         loss.backward()
         norm = opt.step(schedule(run.step, done, warmup=150, hold=0.4))
         ema.update()

@@ -153,6 +153,8 @@ class Vae(nn.Module):
         self.conv1 = CausalConv3d(2 * s.z, 2 * s.z, (1, 1, 1))
         self.conv2 = CausalConv3d(s.z, s.z, (1, 1, 1))
         self.decoder = Half((s.z, wide[0]), "upsamples", up, wide[0], (wide[-1], 3))
+        # Little noise at first: with the unit noise of a fresh posterior, nothing gets through and the latents collapse.
+        nn.init.constant_(self.conv1.bias[s.z :], -5.0)
         # Latent statistics; they live in the model's config, not in its weights file.
         self.register_buffer("mean", torch.zeros(1, s.z, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, s.z, 1, 1, 1), persistent=False)
