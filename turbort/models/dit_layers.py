@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from turbort import ops
+from turbort.models.config import DitConfig, Sla
 from turbort.models.layers import LayerNorm, Linear, RmsNorm, RopeNorm
-from turbort.models.spec import DitConfig, Sla
 from turbort.op import slot
 
 Pending = tuple[Tensor, Tensor | None] | None

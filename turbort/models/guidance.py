@@ -10,8 +10,8 @@ from torch import Tensor
 from turbort.models.dit_layers import CrossKV
 from turbort.models.sampler import TRAIN_STEPS, Velocity
 
-Predict = Callable[[Tensor, Tensor, Sequence[CrossKV]], Tensor]
-"""predict(x, t, text): one call of the transformer; x [B, C, T, H, W], t [1] in [0, 1000]."""
+Predict = Callable[[Tensor, float, Sequence[CrossKV]], Tensor]
+"""predict(x, t, text): one call of the transformer; x [B, C, T, H, W], t in [0, 1000]."""
 
 
 def guided(
@@ -26,13 +26,13 @@ def guided(
     if together:
         both = [concat(a, b) for a, b in zip(text, negative, strict=True)]
 
-        def paired(x: Tensor, t: Tensor) -> Tensor:
+        def paired(x: Tensor, t: float) -> Tensor:
             positive, other = predict(torch.cat([x, x]), t, both).float().chunk(2)
             return other + scale * (positive - other)
 
         return paired
 
-    def sequential(x: Tensor, t: Tensor) -> Tensor:
+    def sequential(x: Tensor, t: float) -> Tensor:
         positive, other = predict(x, t, text).float(), predict(x, t, negative).float()
         return other + scale * (positive - other)
 
@@ -41,7 +41,7 @@ def guided(
 
 def by_noise(high: Velocity, low: Velocity, boundary: float) -> Velocity:
     """The high-noise expert while t >= boundary (in [0, 1]), then the low-noise expert."""
-    return lambda x, t: (high if float(t) >= boundary * TRAIN_STEPS else low)(x, t)
+    return lambda x, t: (high if t >= boundary * TRAIN_STEPS else low)(x, t)
 
 
 def concat(a: CrossKV, b: CrossKV) -> CrossKV:

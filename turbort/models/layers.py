@@ -28,10 +28,11 @@ class Linear(nn.Module):
         activation: str | None = None,
         shape: tuple[int, ...] | None = None,
         fp32: bool = False,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(shape or (out_features, in_features)))
-        self.bias = nn.Parameter(torch.empty(out_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.activation = activation
         self.fp32 = fp32
         self.op = slot(ops.linear, role)
@@ -41,7 +42,8 @@ class Linear(nn.Module):
         """Glorot-uniform weights and zero bias, as Wan starts from."""
         if self.weight.device.type != "meta":
             nn.init.xavier_uniform_(self.weight.view(self.weight.shape[0], -1))
-            nn.init.zeros_(self.bias)
+            if self.bias is not None:
+                nn.init.zeros_(self.bias)
 
     def matrix(self) -> Tensor:
         """The weight as [out, in]."""
@@ -49,11 +51,11 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor, *, residual: Tensor | None = None, gate: Tensor | None = None) -> Tensor:
         weight: Tensor = self.weight
-        bias: Tensor = self.bias
+        bias: Tensor | None = self.bias
         if isinstance(weight, Tensor):
             weight = weight.flatten(1)
             if self.fp32:
-                weight, bias = weight.float(), bias.float()
+                weight, bias = weight.float(), None if bias is None else bias.float()
         y: Tensor = self.op(x, weight, bias, activation=self.activation, residual=residual, gate=gate)
         return y
 

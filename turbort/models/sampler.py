@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from turbort.errors import InputError
-from turbort.models.spec import ModelSpec, SamplerName
+from turbort.errors import InputError, unknown
+from turbort.models.config import Preset, SamplerName
 
-Velocity = Callable[[Tensor, Tensor], Tensor]
-"""velocity(x, t): x [B, C, T, H, W] float32, t [1] float32 in [0, 1000] on x's device; returns a tensor of x's shape."""
+Velocity = Callable[[Tensor, float], Tensor]
+"""velocity(x, t): x [B, C, T, H, W] float32, t the model's time in [0, 1000]; returns a tensor of x's shape."""
 
 TRAIN_STEPS = 1000.0
 
@@ -51,60 +51,45 @@ class Noise:
 class Sampler(ABC):
     """A schedule and an update rule.
 
-    `sigmas` are the noise levels visited, from the first to 0; `times` is what the model is told at each call, in
-    [0, 1000]. Noise is moved to `device`. A sampler serves one batch at a time: `noise` begins a new one.
+    `sigmas` are the noise levels visited, from the first to 0; `times` is what the model is told at each call, in [0, 1000].
     """
 
     sigmas: tuple[float, ...]
     times: tuple[float, ...]
-    device: torch.device = torch.device("cpu")
-    _noise: Noise | None = None
 
     def __len__(self) -> int:
         return len(self.times)
 
-    def noise(self, seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """The first noise [len(seeds), *shape] of a new batch; what `steps` draws later continues the same generators."""
-        self._noise = Noise(seeds, shape, self.device)
-        return self._noise()
+    def steps(self, velocity: Velocity, noise: Callable[[], Tensor]) -> Iterator[Step]:
+        """Call the model once per step and yield after each; stop iterating to cancel. The last `Step.x` are the latents.
 
-    def steps(self, velocity: Velocity, noise: Tensor) -> Iterator[Step]:
-        """Call the model once per step and yield after each; stop iterating to cancel. The last `Step.x` are the latents."""
-        x = self.start(noise)
+        `noise()` gives fresh standard normal noise in the shape of the latents; the first draw is where sampling starts.
+        """
+        x = self.start(noise())
         for index, t in enumerate(self.times):
-            time = torch.full((1,), t, dtype=torch.float32, device=x.device)
-            clean = x - self.sigmas[index] * velocity(x, time).float()
-            x = self.update(index, x, clean)
+            clean = x - self.sigmas[index] * velocity(x, t).float()
+            x = self.update(index, x, clean, noise)
             yield Step(index, len(self), t, x, clean)
-
-    def run(self, velocity: Velocity, noise: Tensor) -> Iterator[Tensor]:
-        """Only the states of `steps`; the last are the latents."""
-        return (step.x for step in self.steps(velocity, noise))
 
     def start(self, noise: Tensor) -> Tensor:
         """The first state."""
         return noise
 
     @abstractmethod
-    def update(self, index: int, x: Tensor, clean: Tensor) -> Tensor:
+    def update(self, index: int, x: Tensor, clean: Tensor, noise: Callable[[], Tensor]) -> Tensor:
         """The state at `sigmas[index + 1]`, given that at `sigmas[index]` and the model's estimate of the clean latents."""
-
-    def fresh(self, like: Tensor) -> Tensor:
-        """The next noise of the batch that `noise` began."""
-        if self._noise is None:
-            raise InputError(
-                "this sampler adds noise between steps and has no generators", fix="begin the batch with sampler.noise(...)"
-            )
-        return self._noise().to(like.device)
 
 
 class Rcm(Sampler):
     """Consistency sampling of an rCM-distilled model: jump to the clean latents, put fresh noise back, repeat.
 
     x <- (1 - t') (x - t v) + t' * noise, at t = sin a / (sin a + cos a) for a = atan(sigma_max), 1.5, 1.4, 1.0, then 0;
-    the first state is t * noise. With `ode` the noise is the one the model itself predicts. TurboDiffusion
-    keeps the state in float64; float32 differs from that by a relative 1e-7 after four steps (tests/unit/models),
-    far below the rounding of the 16-bit model input. It also rounds 1000 t to bfloat16 before the call.
+    the first state is t * noise. With `ode` the noise is the one the model itself predicts.
+
+    TurboDiffusion keeps the state in float64. In float32 four steps end a relative 2e-7 away from that when the model
+    computes in float32, and 3e-3 away when it computes in bfloat16, where a last bit of the state can flip the rounding of
+    a model input; bfloat16 itself moves the same result by 1e-2 (tests/unit/models/test_sampler.py). TurboDiffusion also
+    rounds 1000 t to bfloat16 before the call; this sampler does not.
     """
 
     angles = (1.5, 1.4, 1.0)
@@ -120,13 +105,13 @@ class Rcm(Sampler):
     def start(self, noise: Tensor) -> Tensor:
         return noise * self.sigmas[0]
 
-    def update(self, index: int, x: Tensor, clean: Tensor) -> Tensor:
+    def update(self, index: int, x: Tensor, clean: Tensor, noise: Callable[[], Tensor]) -> Tensor:
         t, then = self.sigmas[index], self.sigmas[index + 1]
         if then == 0.0:
             return clean
         if self.ode:
             return x - (t - then) / t * (x - clean)
-        return (1 - then) * clean + then * self.fresh(x)
+        return (1 - then) * clean + then * noise()
 
 
 class Euler(Sampler):
@@ -137,7 +122,7 @@ class Euler(Sampler):
         self.sigmas = tuple(shifted(1 - i / steps, shift) for i in range(steps + 1))
         self.times = tuple(TRAIN_STEPS * t for t in self.sigmas[:-1])
 
-    def update(self, index: int, x: Tensor, clean: Tensor) -> Tensor:
+    def update(self, index: int, x: Tensor, clean: Tensor, noise: Callable[[], Tensor]) -> Tensor:
         t, then = self.sigmas[index], self.sigmas[index + 1]
         return clean + then / t * (x - clean)
 
@@ -153,30 +138,14 @@ def check_steps(steps: int) -> None:
         raise InputError(f"a sampler needs at least 1 step, not {steps}", fix="use --steps 1 or more")
 
 
-def make_sampler(
-    spec: ModelSpec,
-    *,
-    name: SamplerName | None = None,
-    steps: int | None = None,
-    shift: float | None = None,
-    device: torch.device | str = "cpu",
-) -> Sampler:
-    """The sampler of a model with its preset's settings, except those given here.
+def build_sampler(name: SamplerName, preset: Preset) -> Sampler:
+    """The sampler `name` with the settings of `preset`; InputError for one that does not exist or cannot do the steps."""
+    if name == "rcm":
+        return Rcm(preset.steps, sigma_max=preset.sigma_max)
+    if name == "euler":
+        return Euler(preset.steps, shift=preset.shift)
+    if name == "unipc":
+        from turbort.models.unipc import UniPC
 
-    Raises InputError for an unknown sampler, one the model has no preset for, or a number of steps it cannot do.
-    """
-    from turbort.models.unipc import UniPC
-
-    chosen = spec.with_sampler(name) if name else spec
-    preset = chosen.preset
-    steps = preset.steps if steps is None else steps
-    shift = preset.shift if shift is None else shift
-    sampler: Sampler
-    if chosen.sampler == "rcm":
-        sampler = Rcm(steps, sigma_max=preset.sigma_max)
-    elif chosen.sampler == "euler":
-        sampler = Euler(steps, shift=shift)
-    else:
-        sampler = UniPC(steps, shift=shift)
-    sampler.device = torch.device(device)
-    return sampler
+        return UniPC(preset.steps, shift=preset.shift)
+    raise unknown("sampler", name, ("rcm", "euler", "unipc"))

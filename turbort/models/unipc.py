@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -45,11 +45,11 @@ class UniPC(Sampler):
         self._order = 1
         self._past: list[Past] = []
 
-    def steps(self, velocity: Velocity, noise: Tensor) -> Iterator[Step]:
+    def steps(self, velocity: Velocity, noise: Callable[[], Tensor]) -> Iterator[Step]:
         self._reset()
         yield from super().steps(velocity, noise)
 
-    def update(self, index: int, x: Tensor, clean: Tensor) -> Tensor:
+    def update(self, index: int, x: Tensor, clean: Tensor, noise: Callable[[], Tensor]) -> Tensor:
         sigma = self.sigmas[index]
         if self._before is not None:
             x = self._correct(self._before, self.sigmas[index - 1], sigma, clean)

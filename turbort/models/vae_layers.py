@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +24,13 @@ class Stream:
         self.frames: dict[str, Tensor] = {}
 
     def remember(self, key: str, x: Tensor, count: int) -> Tensor | None:
-        """Keep the last `count` frames seen so far under `key`; return those kept before."""
+        """Keep the last `count` frames seen so far under `key`, zeros before the first; return those kept before, if any."""
         past = self.frames.get(key)
         recent = x[:, :, -count:]
-        if past is not None and recent.shape[2] < count:
-            recent = torch.cat([past[:, :, recent.shape[2] - count :], recent], dim=2)
+        missing = count - recent.shape[2]
+        if missing:
+            before = F.pad(recent[:, :, :0], (0, 0, 0, 0, missing, 0)) if past is None else past[:, :, -missing:]
+            recent = torch.cat([before, recent], dim=2)
         self.frames[key] = recent.clone()
         return past
 
@@ -147,7 +150,7 @@ class NormSilu(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, 1, 1, 1))
         self.op = slot(ops.vae_norm_silu, ROLE)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         y: Tensor = self.op(x, self.gamma)
         return y
 
@@ -205,6 +208,18 @@ class FrameAttention(nn.Module):
         y = self.proj(self.attention(q, k, v).flatten(2))
         added: Tensor = x + y.reshape(b, t, h, w, c).permute(0, 4, 1, 2, 3)
         return added
+
+
+def head(dim: int, out_dim: int) -> nn.ModuleDict:
+    """Norm with SiLU and the last convolution, at the positions of Wan's Sequential."""
+    return nn.ModuleDict({"0": NormSilu(dim), "2": CausalConv3d(dim, out_dim, (3, 3, 3))})
+
+
+def run(layers: Iterable[nn.Module], x: Tensor, stream: Stream | None) -> Tensor:
+    """The layers one after the other."""
+    for layer in layers:
+        x = layer(x, stream)
+    return x
 
 
 def middle(dim: int) -> nn.ModuleList:

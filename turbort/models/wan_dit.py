@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from turbort import ops
 from turbort.errors import InputError
+from turbort.models.config import DitConfig, Sla
 from turbort.models.dit_layers import (
     CrossAttention,
     CrossKV,
@@ -31,7 +32,6 @@ from turbort.models.dit_layers import (
 )
 from turbort.models.layers import Linear, sinusoid
 from turbort.models.rope import rope_tables
-from turbort.models.spec import DitConfig, Sla
 from turbort.op import slot
 from turbort.ops._numeric import no_autocast
 

@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from turbort.errors import InputError
-from turbort.models.spec import VaeConfig
+from turbort.models.config import VaeConfig
 from turbort.models.vae_layers import (
     CausalConv3d,
     Downsample,
-    NormSilu,
     ResidualBlock,
     Stream,
     Upsample,
+    head,
     middle,
     name_streams,
+    run,
 )
 
 PIXELS = 3
@@ -40,14 +41,10 @@ class Encoder(nn.Module):
         self.conv1 = CausalConv3d(PIXELS, widths[0], (3, 3, 3))
         self.downsamples = nn.ModuleList(_encoder_levels(config, widths))
         self.middle = middle(widths[-1])
-        self.head = _head(widths[-1], 2 * config.z_dim)
+        self.head = head(widths[-1], 2 * config.z_dim)
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        x = self.conv1(x, stream)
-        for layer in (*self.downsamples, *self.middle):
-            x = layer(x, stream)
-        y: Tensor = self.head["2"](self.head["0"](x), stream)
-        return y
+        return run([self.conv1, *self.downsamples, *self.middle, *self.head.values()], x, stream)
 
 
 class Decoder(nn.Module):
@@ -60,14 +57,10 @@ class Decoder(nn.Module):
         self.conv1 = CausalConv3d(config.z_dim, widths[0], (3, 3, 3))
         self.middle = middle(widths[0])
         self.upsamples = nn.ModuleList(_decoder_levels(config, widths))
-        self.head = _head(widths[-1], PIXELS)
+        self.head = head(widths[-1], PIXELS)
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        x = self.conv1(x, stream)
-        for layer in (*self.middle, *self.upsamples):
-            x = layer(x, stream)
-        y: Tensor = self.head["2"](self.head["0"](x), stream)
-        return y
+        return run([self.conv1, *self.middle, *self.upsamples, *self.head.values()], x, stream)
 
 
 class WanVae(nn.Module):
@@ -187,10 +180,6 @@ def _decoder_levels(config: VaeConfig, widths: list[int]) -> Iterator[nn.Module]
             yield ResidualBlock(in_dim if i == 0 else out_dim, out_dim)
         if level != last:
             yield Upsample(out_dim, out_dim // 2, time=config.temporal_downsample[last - 1 - level])
-
-
-def _head(dim: int, out_dim: int) -> nn.ModuleDict:
-    return nn.ModuleDict({"0": NormSilu(dim), "2": CausalConv3d(dim, out_dim, (3, 3, 3))})
 
 
 def decode_clip(vae: WanVae, latents: Tensor, *, chunk: int = 1) -> Tensor:
