@@ -1,0 +1,5 @@
+"""The whole suite under pytest, in the plugin's own CI."""
+
+from turbort.testing import conformance
+
+test_ops = conformance("example")
