@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[2]
 def installed(tmp_path_factory):
     """Programs of a venv into which the wheels were installed; nothing is downloaded."""
     base = tmp_path_factory.mktemp("downstream")
-    wheels = [build(folder, base / "wheels") for folder in (ROOT, ROOT / "examples/backend_example", ROOT / "examples/backend_broken")]
+    wheels = [
+        build(folder, base / "wheels") for folder in (ROOT, ROOT / "examples/backend_example", ROOT / "examples/backend_broken")
+    ]
     venv.create(base / "venv", with_pip=False, symlinks=True)
     python = base / "venv" / "bin" / "python"
     packages = Path(run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]).stdout.strip())
@@ -32,7 +34,19 @@ def installed(tmp_path_factory):
 def build(folder, target):
     """The wheel of a distribution, built with the hatchling that is installed here."""
     before = set(target.glob("*.whl")) if target.exists() else set()
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", target, folder]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        target,
+        folder,
+    ]
     run(command)
     (wheel,) = set(target.glob("*.whl")) - before
     return wheel
@@ -43,7 +57,9 @@ def run(command, **options):
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "TURBORT"))}
     environment |= {"OMP_NUM_THREADS": "1", **options.pop("environment", {})}
     allowed = options.pop("allowed", (0,))
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment, timeout=300, **options)
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, env=environment, timeout=300, **options
+    )
     assert done.returncode in allowed, f"{command} ended with {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -50,6 +50,13 @@ def test_devices_lists_all_of_them(turbort):
     assert {"reference", "null"} <= set(rows)
 
 
+def test_a_plan_uses_the_examples_kernel_and_names_what_it_lacks(turbort):
+    plan = json.loads(turbort("plan", "--model", "wan2.1-t2v-1.3b", "--profile", "cpu", "--on", "example", "--json").stdout)
+    kernels = {(group["stage"], group["op"]): group["kernel"] for group in plan["groups"]}
+    assert kernels["dit", "rms_norm"] == "example/chunked"
+    assert kernels["dit", "linear"].startswith("reference/")
+
+
 def test_the_broken_backend_by_name_is_an_error_with_the_reason(turbort):
     done = turbort("check", "broken", allowed=(3,))
     assert "libtoychip.so.2" in done.stderr

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
+from typing import ClassVar
 
 from turbort import Backend, Call, Device, Kernel, hookimpl
 
@@ -18,7 +19,7 @@ class Example(Backend):
     """Computes RMS norms; for every other op the planner falls back to the reference."""
 
     name = "example"
-    unsupported = {"rms_norm/*/*/b2-*": "the toy chip holds one video at a time"}
+    unsupported: ClassVar = {"rms_norm/*/*/b2-*": "the toy chip holds one video at a time"}
 
     def probe(self) -> list[Device]:
         return [
