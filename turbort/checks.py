@@ -47,7 +47,6 @@ def builtin_checks() -> list[Check]:
         Check("torch", _torch),
         Check("packages", _packages),
         Check("profiles", _profiles),
-        Check("tiny model", _tiny),
         Check("temporary folder", _temporary),
     ]
 
@@ -92,22 +91,6 @@ def _profiles() -> Outcome:
     if not shipped:
         return Outcome("fail", "the profiles that come with turbort are not there", "install turbort again")
     return Outcome("ok", f"{len(rows)} readable")
-
-
-def _tiny() -> Outcome:
-    from turbort.errors import TurbortError
-    from turbort.models.files import locate
-    from turbort.models.spec import MODELS
-
-    spec = MODELS["tiny"]
-    if spec.root is None:
-        return Outcome("fail", "the embedded model has no folder", "install turbort again")
-    try:
-        files = locate(spec, spec.root)
-    except TurbortError as error:
-        return Outcome("fail", "; ".join((error.message, *error.tried)), "install turbort again")
-    size = sum(path.stat().st_size for path in files.values() if path.is_file())
-    return Outcome("ok", f"{size / 1e6:.1f} MB in {spec.root}")
 
 
 def _temporary() -> Outcome:

@@ -96,7 +96,7 @@ def test_one_prompt_makes_a_file_and_a_report(run, tmp_path):
         "plan ",
         "made 1 video of",
         "load 0.50 s, sample 1.00 s",
-        "seconds of video per second",
+        "seconds of video made per second",
         "1GiB at most",
         "red.report.json",
     ):

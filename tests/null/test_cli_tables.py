@@ -163,7 +163,7 @@ class TestCheck:
     def test_json_and_markdown(self, cli):
         data = json.loads(cli(*self.ONE, "--json").out)
         assert data["counts"] == {"pass": len(data["results"])}
-        assert f"| patchify | reference | fp32 | {len(data['results'])} |" in cli(*self.ONE, "--markdown").out
+        assert "| patchify | reference | fp32 |" in cli(*self.ONE, "--markdown").out
 
     def test_a_failure_is_exit_code_1_and_named(self, cli, monkeypatch):
         from turbort.testing import Outcome, Result, Suite

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from turbort.cli import options, ui
 
 if TYPE_CHECKING:
-    from turbort.checks import Check
+    from turbort.checks import Check, Outcome
     from turbort.registry import Plugin, Registry
 
 SIGNS = {"ok": "ok", "warn": "warning", "fail": "FAILED", "off": "not here"}
@@ -17,11 +17,11 @@ STYLES = {"ok": None, "warn": "warn", "fail": "bad", "off": "quiet"}
 @ui.guarded
 def doctor(json: options.Json = False) -> None:
     """Check Python, torch, packages, profiles, plugins and devices. Exit code 1 when turbort cannot work."""
-    from turbort.checks import builtin_checks, run_checks
+    from turbort.checks import Check, builtin_checks, run_checks
     from turbort.registry import Registry
 
     registry = Registry()
-    checks = [*builtin_checks(), *_backends(registry), *registry.checks, *_plugins(registry)]
+    checks = [*builtin_checks(), Check("tiny model", _tiny), *_backends(registry), *registry.checks, *_plugins(registry)]
     rows: list[dict[str, Any]] = [
         {"check": name, "status": found.status, "detail": found.detail, "fix": found.fix} for name, found in run_checks(checks)
     ]
@@ -32,6 +32,24 @@ def doctor(json: options.Json = False) -> None:
         ui.table(shown, ("check", "result", "detail", "fix"), styles=lambda row: STYLES[row["status"]])
     if any(row["status"] == "fail" for row in rows):
         ui.leave(1)
+
+
+def _tiny() -> Outcome:
+    """Whether the files of the embedded model are there."""
+    from turbort.checks import Outcome
+    from turbort.errors import TurbortError
+    from turbort.models.files import locate
+    from turbort.models.spec import MODELS
+
+    spec = MODELS["tiny"]
+    if spec.root is None:
+        return Outcome("fail", "the embedded model has no folder", "install turbort again")
+    try:
+        files = locate(spec, spec.root)
+    except TurbortError as error:
+        return Outcome("fail", "; ".join((error.message, *error.tried)), "install turbort again")
+    size = sum(path.stat().st_size for path in files.values() if path.is_file())
+    return Outcome("ok", f"{size / 1e6:.1f} MB in {spec.root}")
 
 
 def _backends(registry: Registry) -> list[Check]:

@@ -66,7 +66,7 @@ class Ledger:
 
     def finished(self, job: Job) -> bool:
         """Whether the video of this very job is there."""
-        return self._known.get(str(job.out)) == self.key(job) and _present(job.out)
+        return self._known.get(str(job.out)) == self.key(job) and path_of(job).exists()
 
     def add(self, job: Job) -> None:
         """Note a finished job. A line is appended whole, so an interrupted run loses at most its last line."""
@@ -92,6 +92,8 @@ def _read(path: Path) -> dict[str, str]:
     return found
 
 
-def _present(out: Path | None) -> bool:
-    """PNG frames lie in a folder of the file's name without suffix."""
-    return out is not None and (out.is_file() or (out.suffix.lower() == ".png" and out.with_suffix("").is_dir()))
+def path_of(job: Job) -> Path:
+    """Where the video of a job lies; several PNG frames are in a folder of the file's name without its suffix."""
+    assert job.out is not None  # every job of a run has a file
+    folder = job.out.with_suffix("")
+    return folder if job.out.suffix.lower() == ".png" and folder.is_dir() else job.out

@@ -76,18 +76,16 @@ def _bars() -> Progress:
         Progress,
         SpinnerColumn,
         TextColumn,
-        TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left", style="quiet"),
         TimeRemainingColumn(),
+        TextColumn("left", style="quiet"),
         TextColumn("{task.fields[memory]}", style="quiet", markup=False),
         console=ui.console(stderr=True),
         transient=True,

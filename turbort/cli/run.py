@@ -66,6 +66,8 @@ def run(
     if dry_run:
         _show_plans(work, waiting, json=json)
         return
+    from turbort.cli.outputs import path_of
+
     started = time.perf_counter()
     results, receipts = execute(work, waiting, quiet=quiet) if waiting else ([], [])
     if json:
@@ -74,7 +76,7 @@ def run(
         ui.emit_json(summary(results, receipts, time.perf_counter() - started, asked.report_path))
     else:
         for job in work.jobs:
-            ui.result(str(next((found.path for found in results if found.job.out == job.out), job.out)))
+            ui.result(str(path_of(job)))
     if results and not quiet:
         from turbort.cli import summary as end
 

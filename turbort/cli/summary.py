@@ -57,7 +57,7 @@ def show(data: Mapping[str, Any]) -> None:
     count = f"{len(videos)} video{'s' if len(videos) != 1 else ''}"
     ui.say(f"made {count} of {data['video_seconds']:.1f} s in {data['wall_seconds']:.1f} s", "good")
     ui.say(f"  stages    {parts}")
-    ui.say(f"  realtime  {data['realtime']:.3g} seconds of video per second")
+    ui.say(f"  realtime  {data['realtime']:.3g} x (seconds of video made per second)")
     if data["peak_bytes"]:
         ui.say(f"  memory    {format_bytes(data['peak_bytes'])} at most")
     if data["fallbacks"]:
