@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -103,6 +104,15 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "reference/profile-keys.md": profile_keys,
     "reference/cli.md": cli,
 }
+
+
+def on_config(config: Any) -> Any:
+    """mkdocs: list every decision record in the navigation."""
+    records = sorted(Path(config.docs_dir).glob("adr/*.md"))
+    for section in config.nav:
+        if isinstance(section, dict) and "Decisions" in section:
+            section["Decisions"] = [f"adr/{record.name}" for record in records]
+    return config
 
 
 def on_files(files: Any, config: Any) -> Any:
