@@ -52,7 +52,8 @@ def sla_attention(
         sparse = dense(q, k, v)
     else:
         sparse = sparse_attention(q, k, v, lut, block, precision)
-    linear = float_linear(linear_branch(q, k, v).to(q.dtype), proj_weight, proj_bias)
+    # Contiguous, because a linear over a permuted input takes a much slower path on CPUs.
+    linear = float_linear(linear_branch(q, k, v).to(q.dtype).contiguous(), proj_weight, proj_bias)
     return (wide(sparse) + wide(linear)).to(q.dtype)
 
 
