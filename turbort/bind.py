@@ -53,7 +53,9 @@ class Binder:
     packed by the site's kernel and put on the device, so that no more than one layer is held twice.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, stage: str, registry: Registry, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, plan: Plan, stage: str, registry: Registry, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
         self.model = model
         self.device = device
         self.dtype = dtype

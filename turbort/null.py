@@ -37,4 +37,5 @@ class Null(Backend):
 
 @hookimpl
 def turbort_backends() -> Iterable[Backend]:
+    """The null backend."""
     return (Null(),)

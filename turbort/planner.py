@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("turbort")
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-FLOAT_OF = {dtype: name for name, dtype in DTYPES.items()}
 FALLBACK_BACKEND = "reference"
 # What may stand in for a precision that no kernel of the device computes: always more bits, never fewer.
 _STEPS_UP: Mapping[str, tuple[str, ...]] = {
@@ -70,7 +69,9 @@ def find_target(profile: Profile, registry: Registry, on: str | None = None) -> 
 
         found = [f"found {device.name} ({device.arch})" for device in devices]
         raise UnavailableError(
-            f"profile {profile.name} wants {wanted} {' or '.join(profile.target.arch)}", tried=found, fix="choose another profile, or add `--on cpu` to rehearse it"
+            f"profile {profile.name} wants {wanted} {' or '.join(profile.target.arch)}",
+            tried=found,
+            fix="choose another profile, or add `--on cpu` to rehearse it",
         )
     return Target(name, matching[0], rehearsal)
 
@@ -109,8 +110,7 @@ class Planner:
             return self.profile.precision.linear_name, None
         if call.role == "attn.self":
             return self.profile.precision.attention, None
-        dtype = next((FLOAT_OF[value.dtype] for value in call.args.values() if hasattr(value, "dtype") and value.dtype in FLOAT_OF), None)
-        if call.role == "time" or (dtype == "fp32" and call.op == "linear"):
+        if call.role == "time":
             return "fp32", "time path in fp32"
         return self.profile.precision.compute, None
 
@@ -222,7 +222,16 @@ def make_plan(
         raise InputError(f"batch {batch} is not positive", fix="give a batch of 1 or more")
     where = target or find_target(profile, registry, backend)
     planner = Planner(profile, registry, where)
-    sites = record_model(spec, attention=profile.attention, dtype=DTYPES[profile.precision.compute], vae_dtype=DTYPES[profile.precision.vae], width=width, height=height, frames=count, batch=batch)
+    sites = record_model(
+        spec,
+        attention=profile.attention,
+        dtype=DTYPES[profile.precision.compute],
+        vae_dtype=DTYPES[profile.precision.vae],
+        width=width,
+        height=height,
+        frames=count,
+        batch=batch,
+    )
     header = {
         "model": spec.name,
         "profile": profile.name,

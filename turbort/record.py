@@ -14,7 +14,6 @@ from turbort.kernel import Call, TensorSpec
 from turbort.op import Slot, slots
 from turbort.quant.qtensor import QTensor
 
-
 ELSEWHERE = "(outside any slot)"
 _LOOKS = frozenset({"__get__", "size", "dim", "numel", "is_floating_point"})  # ask about a tensor, do not read it
 
@@ -76,7 +75,10 @@ class Recorder(TorchFunctionMode):
 
     def sites(self) -> list[list[Call]]:
         """Per call site, its distinct calls, with the sites that read its output."""
-        return [[replace(call, consumers=tuple(sorted(self._consumers[path]))) for call in calls] for path, calls in self.calls.items()]
+        return [
+            [replace(call, consumers=tuple(sorted(self._consumers[path]))) for call in calls]
+            for path, calls in self.calls.items()
+        ]
 
 
 def record(model: nn.Module, run: Callable[[], Any], prefix: str) -> list[list[Call]]:

@@ -14,10 +14,9 @@ from turbort.precision import ATTENTION, FLOATS, LINEAR
 
 _EMITTED = ("int8-token", "fp8-token", "int8-block128")
 _PRECISIONS = {"linear": (*FLOATS, *LINEAR), "attention": (*FLOATS, *ATTENTION), "sla_attention": (*FLOATS, *ATTENTION)}
-_EMITS = {
-    name: _EMITTED
-    for name in ("norm_modulate", "layer_norm", "rms_norm", "gated_residual_norm_modulate", "gelu_quant", "quantize")
-}
+_EMITS = dict.fromkeys(
+    ("norm_modulate", "layer_norm", "rms_norm", "gated_residual_norm_modulate", "gelu_quant", "quantize"), _EMITTED
+)
 _OPS = (
     "linear", "attention", "sla_attention", "norm_modulate", "layer_norm", "rms_norm", "gated_residual",
     "gated_residual_norm_modulate", "qk_norm_rope", "gelu_quant", "quantize", "patchify", "unpatchify", "causal_conv3d",
@@ -83,7 +82,15 @@ def _cpu_name() -> str:
 def _cpu_features() -> frozenset[str]:
     """Instruction sets that the CPU kernels ask for."""
     flags = set(_cpuinfo("flags").split() + _cpuinfo("Features").split())
-    names = {"avx512_vnni": "vnni", "avx_vnni": "vnni", "avx512_bf16": "bf16", "amx_bf16": "bf16", "amx_int8": "vnni", "avx512f": "avx512", "bf16": "bf16"}
+    names = {
+        "avx512_vnni": "vnni",
+        "avx_vnni": "vnni",
+        "avx512_bf16": "bf16",
+        "amx_bf16": "bf16",
+        "amx_int8": "vnni",
+        "avx512f": "avx512",
+        "bf16": "bf16",
+    }
     return frozenset({"cpu"} | {tag for flag, tag in names.items() if flag in flags})
 
 
@@ -106,4 +113,5 @@ def _resident_memory() -> tuple[int | None, int | None]:
 
 @hookimpl
 def turbort_backends() -> Iterable[Backend]:
+    """The reference backend."""
     return (Reference(),)

@@ -63,7 +63,8 @@ class Registry:
         if plugin.name in self.plugins:
             first = self.plugins[plugin.name]
             raise TurbortError(
-                f"two plugins are named {plugin.name!r}: {first.target} from {first.distribution} and {plugin.target} from {plugin.distribution}",
+                f"two plugins are named {plugin.name!r}",
+                tried=[f"{row.target} from {row.distribution}" for row in (first, plugin)],
                 fix=f"uninstall one of them, or set TURBORT_DISABLE={plugin.name}",
             )
         problem = None
@@ -73,7 +74,7 @@ class Registry:
             if problem is None:
                 self._manager.register(loaded, plugin.name)
                 self._manager.check_pending()
-        except Exception as error:  # noqa: BLE001 - a plugin may fail in any way; the reason is kept and shown
+        except Exception as error:  # a plugin may fail in any way; the reason is kept and shown
             if os.environ.get("TURBORT_RAISE_PLUGIN_ERRORS"):
                 raise
             if self._manager.has_plugin(plugin.name):
@@ -94,11 +95,14 @@ class Registry:
                 continue
             try:
                 found.extend(function())
-            except Exception as error:  # noqa: BLE001 - see _add
+            except Exception as error:  # as in _add
                 if os.environ.get("TURBORT_RAISE_PLUGIN_ERRORS"):
                     raise
                 known = self.plugins[plugin_name]
-                problem = Unavailable(f"{name} of plugin {plugin_name} raised {type(error).__name__}: {error}", f"repair or uninstall {known.distribution}")
+                problem = Unavailable(
+                    f"{name} of plugin {plugin_name} raised {type(error).__name__}: {error}",
+                    f"repair or uninstall {known.distribution}",
+                )
                 self.plugins[plugin_name] = Plugin(known.name, known.target, known.distribution, known.version, problem)
         return found
 
@@ -133,7 +137,10 @@ class Registry:
             try:
                 self._probed[name] = backend.probe()
             except Exception as error:  # noqa: BLE001 - a vendor package may fail in any way
-                self._probed[name] = Unavailable(f"probing {name} raised {type(error).__name__}: {error}", f"run `turbort doctor`, then repair the packages of {name}")
+                self._probed[name] = Unavailable(
+                    f"probing {name} raised {type(error).__name__}: {error}",
+                    f"run `turbort doctor`, then repair the packages of {name}",
+                )
         return self._probed[name]
 
     def devices(self, name: str) -> list[Device]:
@@ -186,7 +193,9 @@ def _announced() -> list[Plugin]:
     rows: dict[tuple[str, str], Plugin] = {}
     for entry in metadata.entry_points(group=hookspecs.GROUP):
         dist = entry.dist
-        rows[entry.name, entry.value] = Plugin(entry.name, entry.value, dist.name if dist else "unknown", dist.version if dist else "")
+        rows[entry.name, entry.value] = Plugin(
+            entry.name, entry.value, dist.name if dist else "unknown", dist.version if dist else ""
+        )
     for name, target in BUILTIN.items():
         rows.setdefault((name, target), Plugin(name, target, "turbort", ""))
     return sorted(rows.values(), key=lambda plugin: plugin.name)
@@ -199,5 +208,6 @@ def _wrong_api(plugin: Plugin, module: ModuleType) -> Unavailable | None:
         return None
     newer = "turbort" if wanted > hookspecs.HOOK_API else plugin.distribution
     return Unavailable(
-        f"plugin {plugin.name} speaks hook API {wanted}, this turbort speaks {hookspecs.HOOK_API}", f"pip install --upgrade {newer}"
+        f"plugin {plugin.name} speaks hook API {wanted}, this turbort speaks {hookspecs.HOOK_API}",
+        f"pip install --upgrade {newer}",
     )

@@ -81,7 +81,13 @@ def receipt(
         "weights": dict(weights),
         "executed": [dict(row) for row in executed],
         "fallbacks": [
-            {"path": choice.path, "op": choice.op, "kernel": choice.kernel, "precision": choice.precision, "why": dict(choice.passed_over)}
+            {
+                "path": choice.path,
+                "op": choice.op,
+                "kernel": choice.kernel,
+                "precision": choice.precision,
+                "why": dict(choice.passed_over),
+            }
             for choice in plan.fallbacks
         ],
         "seconds": {name: round(value, 4) for name, value in watch.seconds.items()},

@@ -15,8 +15,8 @@ from turbort.bind import Binder, executed
 from turbort.checkpoints import Checkpoint, open_checkpoint, stream
 from turbort.io import frames_to_uint8, open_writer
 from turbort.job import Event, Job, OnEvent, Result, batches, passes, samples_per_step, silent
-from turbort.models.files import locate
 from turbort.models.dit_layers import CrossKV
+from turbort.models.files import locate
 from turbort.models.guidance import guided
 from turbort.models.sampler import Noise, build_sampler
 from turbort.models.sites import build_dit
@@ -30,6 +30,8 @@ from turbort.planner import DTYPES, Target, find_target, make_plan
 from turbort.profile import Profile
 from turbort.registry import Registry
 from turbort.report import Stopwatch, receipt
+
+DECODE_PIXELS = 2**22  # per chunk; larger chunks reread fewer cached frames, smaller ones need less memory
 
 
 class Session:
@@ -80,9 +82,8 @@ class Session:
         on_event(Event("plan"))
         if plan is None:
             size = (first.width or 0, first.height or 0)
-            plan = make_plan(
-                spec, profile, registry, target=target, size=size, frames=first.frames, batch=samples_per_step(profile, len(jobs), first)
-            )
+            batch = samples_per_step(profile, len(jobs), first)
+            plan = make_plan(spec, profile, registry, target=target, size=size, frames=first.frames, batch=batch)
         session = cls(spec, profile, plan, registry, target, root or spec.root or Path.cwd())
         session._load(on_event)
         return session
@@ -178,7 +179,9 @@ class Session:
             text = self._dit.encode_text(torch.cat([texts[job.prompt] for job in jobs]).to(self.device, compute))
             negative = None
             if passes(first) == 2:
-                negative = self._dit.encode_text(torch.cat([texts[job.negative_prompt or ""] for job in jobs]).to(self.device, compute))
+                negative = self._dit.encode_text(
+                    torch.cat([texts[job.negative_prompt or ""] for job in jobs]).to(self.device, compute)
+                )
 
             def predict(x: Tensor, t: float, context: Sequence[CrossKV]) -> Tensor:
                 return self._step(x.to(compute), torch.full((len(x),), t, device=self.device), context)
@@ -199,18 +202,17 @@ class Session:
     def _decode(self, latents: Tensor, number: int, job: Job, on_event: OnEvent) -> tuple[Path | None, Any]:
         """Decode one job's latents, streaming frames into its file (or collecting them when it names none)."""
         dtype = getattr(torch, DTYPES[self.profile.precision.vae])
-        total = latents.shape[2]
+        chunk = decode_chunk(self.spec, job)
+        total = -(-latents.shape[2] // chunk)
         kept = []
         with ExitStack() as stack:
             writer = None
             if job.out is not None:
-                writer = stack.enter_context(open_writer(job.out, job.width or 0, job.height or 0, job.fps or 1, frames_hint=job.frames))
+                size = (job.width or 0, job.height or 0)
+                writer = stack.enter_context(open_writer(job.out, *size, job.fps or 1, frames_hint=job.frames))
             with self.watch.stage("decode"):
-                chunks = self._vae.decode_stream(latents.to(dtype))
-                done = 0
-                for chunk in chunks:
-                    frames = frames_to_uint8(chunk[0])
-                    done += 1
+                for done, pixels in enumerate(self._vae.decode_stream(latents.to(dtype), chunk=chunk), start=1):
+                    frames = frames_to_uint8(pixels[0])
                     on_event(Event("decode", done, total, number, self._used()))
                     if writer is None:
                         kept.append(frames)
@@ -230,3 +232,8 @@ class Session:
 
 def _texts(job: Job) -> tuple[str, ...]:
     return (job.prompt, job.negative_prompt or "") if passes(job) == 2 else (job.prompt,)
+
+
+def decode_chunk(spec: ModelSpec, job: Job) -> int:
+    """Latent frames decoded at once: as many as `DECODE_PIXELS` allow, so that memory does not grow with length."""
+    return max(1, DECODE_PIXELS // (spec.vae.stride[0] * (job.width or 1) * (job.height or 1)))

@@ -140,7 +140,7 @@ def test_a_device_without_bfloat16_never_gets_it() -> None:
 
 def test_a_profile_for_an_absent_device_says_what_was_looked_for() -> None:
     with pytest.raises(UnavailableError) as caught:
-        find_target(profile(target={"backend": "picky", "arch": ["q9"]}), registry(Picky()))
+        find_target(profile(target={"backend": "picky", "arch": ("q9",)}), registry(Picky()))
     assert "q9" in str(caught.value)
     assert "Picky 1 (p1)" in str(caught.value)
     assert "--on cpu" in str(caught.value)

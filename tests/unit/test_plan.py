@@ -13,7 +13,13 @@ HEADER = {"model": "tiny", "profile": "cpu", "backend": "reference"}
 
 
 def site(path: str, **changes: object) -> Choice:
-    values: dict[str, object] = {"op": "linear", "role": "ffn.in", "precision": "w8a8", "kernel": "reference/reference", "shapes": ("1x576x256",)}
+    values: dict[str, object] = {
+        "op": "linear",
+        "role": "ffn.in",
+        "precision": "w8a8",
+        "kernel": "reference/reference",
+        "shapes": ("1x576x256",),
+    }
     return Choice(path=path, **{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -36,7 +42,9 @@ def test_a_different_block_stands_out_in_the_diff() -> None:
 numbers = st.lists(st.integers(0, 200), min_size=1, max_size=30, unique=True).map(sorted)
 
 
-@given(numbers, st.sampled_from(["bf16", "w8a8"]), st.dictionaries(st.sampled_from(["a/x", "b/y"]), st.text(max_size=20), max_size=2))
+@given(
+    numbers, st.sampled_from(["bf16", "w8a8"]), st.dictionaries(st.sampled_from(["a/x", "b/y"]), st.text(max_size=20), max_size=2)
+)
 def test_round_trip(blocks: list[int], precision: str, passed_over: dict[str, str]) -> None:
     choices = [site(f"dit/blocks.{i}.q.op", precision=precision, passed_over=passed_over) for i in blocks]
     plan = Plan(HEADER, (*choices, site("dit/head.op", emit="int8-token", fallback=True)))
@@ -53,7 +61,9 @@ def test_unfold_is_the_inverse_of_fold(blocks: list[int]) -> None:
     assert count == len(paths)
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "plan: 2\nsites: {}", "plan: 1\nsites: {a: {op: x}}", "plan: [", "plan: 1\nsites: {a: 3}", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "- 1", "plan: 2\nsites: {}", "plan: 1\nsites: {a: {op: x}}", "plan: [", "plan: 1\nsites: {a: 3}", "\x00"]
+)
 def test_what_is_not_a_plan_is_refused(text: str) -> None:
     with pytest.raises(PlanError) as caught:
         Plan.loads(text, "x.yaml")

@@ -13,7 +13,6 @@ def axis_widths(head_dim: int) -> tuple[int, int, int]:
     return head_dim // 2 - 2 * space, space, space
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def rope_tables(
     grid: tuple[int, int, int], head_dim: int, device: torch.device | str = "cpu", theta: float = 10000.0
 ) -> tuple[Tensor, Tensor]:
