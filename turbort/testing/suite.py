@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 
 from turbort.backend import Backend, Device
-from turbort.errors import InputError
+from turbort.errors import InputError, TurbortError
 from turbort.registry import Registry
 from turbort.testing.backend_checks import BACKEND_CHECKS
 from turbort.testing.case import Case, cases
@@ -54,7 +54,11 @@ class Suite:
         return {case.id: case for case in self._cases(**self._filter, large=self._large)}
 
     def _cases(self, *, op: str = "*", precision: str = "*", sample: str = "*", large: bool = True) -> Iterator[Case]:
-        kernels, precisions = self.registry.kernels(self.name), self.registry.precisions
+        try:
+            kernels, precisions = self.registry.kernels(self.name), self.registry.precisions
+        except Exception as error:
+            fix = "kernels() lists rows and needs no device; import vendor packages in the kernels' own modules"
+            raise TurbortError(f"kernels() of backend {self.name} raised {type(error).__name__}: {error}", fix=fix) from error
         chosen = {"op": op, "precision": precision, "sample": sample}
         return cases(kernels, self.registry.ops, precisions, self.device, **chosen, large=large)
 

@@ -65,8 +65,17 @@ def widened(value: Any, dtype: torch.dtype) -> Any:
 
 
 def snapshot(value: Any) -> list[Tensor]:
-    """Copies of all tensors in `value`, in a fixed order."""
-    return [tensor.detach().clone() for tensor in tensors(value)]
+    """Copies of all tensors in `value`, in a fixed order; tensors whose memory cannot be read are left out."""
+    return [copy for tensor in tensors(value) if (copy := _copied(tensor.detach())) is not None]
+
+
+def _copied(tensor: Tensor) -> Tensor | None:
+    if tensor.layout is torch.strided:
+        return tensor.clone()
+    try:  # a library's own layout, such as oneDNN's blocked weights
+        return tensor.to_dense()
+    except (RuntimeError, NotImplementedError):
+        return None
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
