@@ -36,7 +36,7 @@ imports: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n $(JOBS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal   # one thread per worker: workers share the cores
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.cpu_demo
