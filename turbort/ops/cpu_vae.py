@@ -13,6 +13,9 @@ from torch import Tensor
 
 from turbort.ops._numeric import wide
 from turbort.ops.conv import Size3, front_frames
+from turbort.ops.upsample_phases import vae_upsample
+
+__all__ = ["causal_conv3d", "vae_norm_silu", "vae_upsample"]
 
 INNER = torch.channels_last_3d
 
@@ -42,12 +45,3 @@ def vae_norm_silu(x: Tensor, gamma: Tensor, *, eps: float = 1e-12) -> Tensor:
     gain = wide(gamma).reshape(1, channels, *(1,) * (x.dim() - 2)) * channels**0.5
     inverse = wide(x).square().sum(1, keepdim=True).sqrt_().clamp_min_(eps).reciprocal_()
     return F.silu((x * inverse).mul_(gain), inplace=True).to(x.dtype)
-
-
-def vae_upsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The reference `vae_upsample`; pixels are repeated in both directions at once."""
-    b, c, t, h, w = x.shape
-    frames = x.permute(0, 2, 3, 4, 1).reshape(b * t, h, 1, w, 1, c)
-    grown = frames.expand(b * t, h, 2, w, 2, c).reshape(b * t, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
-    y: Tensor = torch.mkldnn_convolution(grown, weight.to(x.dtype), bias.to(x.dtype), (1, 1), (1, 1), (1, 1), 1)
-    return y.view(b, t, *y.shape[1:]).transpose(1, 2)
