@@ -17,7 +17,8 @@ def int_matmul(a: Tensor, b: Tensor) -> Tensor:
 
     CPUs with VNNI and CUDA use `torch._int_mm`; everything else sums exact float32 chunks.
     """
-    if a.device.type == "cpu" and has_vnni():
+    # With one input, torch 2.13's CPU product returns uninitialised memory: oneDNN cannot tell the strides apart.
+    if a.device.type == "cpu" and has_vnni() and a.shape[1] > 1:
         return torch._int_mm(a, b.t())
     if a.device.type == "cuda":
         return _cuda_int_mm(a, b)
