@@ -99,7 +99,7 @@ class Precisions(Section):
     compute: Float = "bf16"
     """Activations between the ops, and what 16-bit weights are stored in."""
     attention: Attention = "bf16"
-    """Self- and cross-attention."""
+    """Self-attention; cross-attention stays dense, in `compute`."""
     linear: LinearRange = LinearRange(max="bf16", min="bf16")
     """Weight matrices of the transformer blocks."""
     vae: Float = "bf16"

@@ -114,7 +114,7 @@ def prepare(
     from turbort.cli.choose import choose, find_model, require_text_to_video
     from turbort.cli.order import by_shape, check_replay, jobs_of
     from turbort.cli.plan import with_sampler
-    from turbort.models.files import locate
+    from turbort.models.files import as_trained, locate
     from turbort.plan import Plan
     from turbort.registry import Registry
 
@@ -126,9 +126,12 @@ def prepare(
     require_text_to_video(spec)
     jobs = jobs_of(asked, spec)
     choice = choose(profile, on)
+    trained = as_trained(spec, locate(spec, weights or spec.root or Path.cwd()))
+    if trained is not spec:
+        spec = with_sampler(trained, sampler)
+        jobs = jobs_of(asked, spec)
     if saved is not None:
         check_replay(saved, spec, choice.profile, by_shape(jobs, spec))
-    locate(spec, weights or spec.root or Path.cwd())
     return Work(asked, spec, choice, jobs, weights, saved, on)
 
 

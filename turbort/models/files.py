@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from turbort.checkpoints import open_checkpoint
 from turbort.errors import CheckpointError
 from turbort.models.spec import ModelSpec
 
@@ -34,3 +35,14 @@ def locate(spec: ModelSpec, root: Path) -> Mapping[str, Path]:
 
 def _where(spec: ModelSpec) -> str:
     return "".join(f"; {kind}: {repo}" for kind, repo in spec.repos.items())
+
+
+def as_trained(spec: ModelSpec, files: Mapping[str, Path]) -> ModelSpec:
+    """The spec that the transformer's file was trained for, read from its header alone.
+
+    One name stands for a model and its few-step, sparse-attention distillation. Weights without the projection of SLA's
+    linear branch are those of the model before distillation: dense attention, many steps, guidance.
+    """
+    if spec.dit.sla is None or any(".proj_l." in name for name in open_checkpoint(files["dit"]).logical()):
+        return spec
+    return spec.base()
