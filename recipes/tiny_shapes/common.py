@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from recipes.tiny_shapes import parallel
 from recipes.tiny_shapes.config import FULL, SMALL, Sizes
 
 SHARD_BYTES = 14 << 20
@@ -69,7 +70,9 @@ def options(args: argparse.Namespace) -> Options:
 
 
 def prepare(o: Options) -> torch.device:
-    torch.manual_seed(o.seed)
+    """Settings of torch for this process, and its device."""
+    device = parallel.start(o.device)
+    torch.manual_seed(parallel.own_seed(o.seed))
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
@@ -77,8 +80,8 @@ def prepare(o: Options) -> torch.device:
     dynamo.recompile_limit = 128
     dynamo.accumulated_recompile_limit = 1024
     if o.device == "cpu":
-        torch.set_num_threads(min(2, os.cpu_count() or 1))
-    return torch.device(o.device)
+        torch.set_num_threads(max(1, min(2, os.cpu_count() or 1) // parallel.world()))
+    return device
 
 
 class Compiled:
@@ -136,11 +139,12 @@ class Run:
         self.curve = self.folder / "curve.jsonl"
         self.saved: dict[str, Any] | None = None
         if o.resume and self.checkpoint.exists():
-            self.saved = torch.load(self.checkpoint, map_location=o.device, weights_only=True)
+            self.saved = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             self.before, self.step = self.saved["elapsed"], self.saved["step"]
             self.say(f"resumed at step {self.step}, {self.before:.0f} s in")
-        else:
+        elif parallel.lead():
             self.curve.unlink(missing_ok=True)
+        self.now = self.before  # the time at the last step, the same in all processes
 
     @property
     def checkpoint(self) -> Path:
@@ -151,14 +155,16 @@ class Run:
         return self.before + time.monotonic() - self.begin
 
     def say(self, text: str) -> None:
-        print(f"[{self.stage} {self.elapsed:6.1f}s] {text}", flush=True)
+        if parallel.lead():
+            print(f"[{self.stage} {self.elapsed:6.1f}s] {text}", flush=True)
 
     def steps(self, *, reserve: float = 0.0, smoke: int = 3) -> Iterator[float]:
         """Yield the share of time used, step by step, until only `reserve` seconds of the budget are left."""
         total = max(self.o.minutes * 60 - reserve, 1.0)
         start = self.step
         while True:
-            done = self.elapsed / total
+            self.now = parallel.agree_number(self.elapsed)
+            done = self.now / total
             if self.o.smoke:
                 done = (self.step - start) / smoke
             if done >= 1.0:
@@ -168,7 +174,7 @@ class Run:
 
     def log(self, every: int = 20, **values: Tensor | float) -> None:
         """Append a row to the curve on every `every`-th step; reading the values also keeps the device queue short."""
-        if self.step % every and not self.o.smoke:
+        if (self.step % every and not self.o.smoke) or not parallel.lead():
             return
         row = {"step": self.step, "seconds": round(self.elapsed, 2)}
         numbers = {k: v.item() if isinstance(v, Tensor) else float(v) for k, v in values.items()}
@@ -179,12 +185,22 @@ class Run:
             self.say(f"step {self.step} " + " ".join(f"{k} {v:.4g}" for k, v in numbers.items()))
 
     def save(self, **state: Any) -> None:
+        if not parallel.lead():
+            return
         partial = self.checkpoint.with_suffix(".tmp")
         torch.save({"step": self.step, "elapsed": self.elapsed, **state}, partial)
         partial.replace(self.checkpoint)
 
+    def write(self, name: str, values: dict[str, Any]) -> None:
+        """A stage's results as JSON; the other processes wait for it, since the next stage reads it."""
+        if parallel.lead():
+            (self.folder / name).write_text(json.dumps(values, indent=1) + "\n")
+        parallel.barrier()
+
     def plot(self, title: str) -> None:
         """All logged values over time, one panel each."""
+        if not parallel.lead():
+            return
         rows = [json.loads(line) for line in self.curve.read_text().splitlines()] if self.curve.exists() else []
         if not rows:
             return
@@ -213,6 +229,8 @@ class Run:
 
 def table(title: str, rows: list[tuple[str, ...]]) -> None:
     """Print rows as columns."""
+    if not parallel.lead():
+        return
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
     print(f"\n{title}", flush=True)
     for row in rows:
@@ -221,6 +239,8 @@ def table(title: str, rows: list[tuple[str, ...]]) -> None:
 
 def save_weights(folder: Path, name: str, state: dict[str, Tensor], dtype: torch.dtype = torch.bfloat16) -> list[Path]:
     """Write `name.safetensors`, or numbered shards of at most 14 MiB each. Floats become `dtype`."""
+    if not parallel.lead():
+        return []
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{name}*.safetensors"):
         old.unlink()

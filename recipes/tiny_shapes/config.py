@@ -10,7 +10,7 @@ class Sizes:
     """All sizes; `SMALL` is for a quick run on a CPU.
 
     frames, edge: of a clip; dim, heads, ffn, layers: of the transformer; text_*: of the text encoder;
-    vae_*: of the autoencoder; vae_frames: frames of a VAE training crop.
+    vae_*: of the autoencoder.
     """
 
     frames: int = 33
@@ -31,7 +31,6 @@ class Sizes:
     vae_mult: tuple[int, ...] = (1, 2, 4, 4)
     vae_blocks: int = 1
     vae_time: tuple[bool, ...] = (False, True, True)
-    vae_frames: int = 17
 
     @property
     def latent(self) -> tuple[int, int, int, int]:
@@ -46,7 +45,7 @@ class Sizes:
 
 
 FULL = Sizes()
-SMALL = replace(FULL, frames=9, edge=64, layers=2, vae_frames=5)
+SMALL = replace(FULL, frames=9, edge=64, layers=2)
 
 SHIFT = 3.0  # of the teacher's schedule: t = shift u / (1 + (shift - 1) u)
 TEACHER_STEPS = 50

@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipes.tiny_shapes import captions, scene, tokenizer
+from recipes.tiny_shapes import captions, parallel, scene, tokenizer
 from recipes.tiny_shapes.config import Sizes
 
 PARAPHRASES = 4
 
 
 class Workers:
-    """Processes for captions and judging; work is done in place when there are none."""
+    """Processes for captions and judging; work is done in place when there are none.
+
+    Call `close` when the work is over: worker processes keep the one that started them alive.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -36,12 +39,17 @@ class Workers:
             self._pool = ProcessPoolExecutor(self.count, multiprocessing.get_context("spawn"))
         return self._pool.submit(fn, *args)
 
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
 
 @lru_cache(maxsize=1)
 def workers() -> Workers:
     """One pool per process; small machines work in place."""
-    cores = os.cpu_count() or 1
-    return Workers(min(10, cores - 2) if cores >= 6 else 0)
+    cores = (os.cpu_count() or 1) // parallel.world()
+    return Workers(min(12, cores - 2) if cores >= 6 else 0)
 
 
 @lru_cache(maxsize=1)

@@ -9,12 +9,12 @@ it, that term is dropped (`scm` in the curve becomes 0). The average with the be
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from recipes.tiny_shapes import parallel
 from recipes.tiny_shapes.common import Options, Run, autocast, load_into, options, parser, prepare, save_weights, table
 from recipes.tiny_shapes.config import Sizes
 from recipes.tiny_shapes.data import CaptionPool, LatentPool
@@ -47,12 +47,12 @@ class Keeper:
 
     def check(self, *, every: float, force: bool = False) -> float | None:
         """The score, at most every `every` seconds."""
-        if not force and self.run.elapsed - self.last < every:
+        if not force and self.run.now - self.last < every:
             return None
         self.model.dit.load_state_dict(self.ema.state(), strict=False)
         recipe = Recipe("rcm", 4, mode=self.mode)
         value = score(self.model, recipe, self.count, held_out=False, seed=11, batch=self.batch)["right"]
-        self.last = self.run.elapsed
+        self.last = parallel.agree_number(self.run.elapsed)
         self.run.say(f"right on training captions: {value:.3f} (best so far {self.best:.3f})")
         if value >= self.best:
             self.best, self.state = value, self.ema.state()
@@ -97,14 +97,14 @@ def add_arguments(p: argparse.ArgumentParser) -> argparse.ArgumentParser:
 def train(o: Options, *, scm: bool = True) -> dict[str, Any]:
     device = prepare(o)
     run, s = Run("student", o), o.sizes
-    batch, half = o.batch or o.pick(BATCH, 2), o.pick(SCM_BATCH, 2)
+    batch, half = parallel.per_process(o.batch or o.pick(BATCH, 2)), parallel.per_process(o.pick(SCM_BATCH, 2))
     vae = load_vae(o.out, s, device, compile=o.compile)
     teacher, text, guidance = load_teacher(o.out, s, device, compile=o.compile)
     student, fake, shown = (Dit(s).to(device).compiled(o.compile) for _ in range(3))
     for net in (student, fake, shown):
         net.load_state_dict(teacher.state_dict())
     shown.requires_grad_(False)
-    captions = CaptionPool(s, o.pick(8192, 8, 1024), device, o.seed + 50)
+    captions = CaptionPool(s, o.pick(8192, 8, 1024), device, parallel.own_seed(o.seed + 50))
     with torch.no_grad():
         null = text(captions.null).float()
     d = Distiller(student, teacher, fake, guidance, null)
@@ -122,7 +122,8 @@ def train(o: Options, *, scm: bool = True) -> dict[str, Any]:
         regress(run, o, d, captions, text, ema, batch)
         fake.load_state_dict(teacher.state_dict())
         keeper.check(every=0, force=True)
-    pool = LatentPool(s, vae, o.pick(CLIPS, 8, 512), device, o.seed + 9, chunk=o.pick(512, 8)) if scm else None
+    clips, clip_seed = parallel.per_process(o.pick(CLIPS, 8, 512)), parallel.own_seed(o.seed + 9)
+    pool = LatentPool(s, vae, clips, device, clip_seed, chunk=o.pick(512, 8)) if scm else None
     while pool is not None and not pool.full:
         pool.grow()
     ramp_from = run.step
@@ -168,7 +169,7 @@ def embed(text: Any, ids: Tensor) -> Tensor:
 def regress(run: Run, o: Options, d: Distiller, captions: CaptionPool, text: Any, ema: Ema, batch: int) -> None:
     """The warm start: make trajectories, then regress their ends."""
     opt = Optimisers([], list(d.student.parameters()), muon_lr=0, lr=WARM_LR, betas=(0.9, 0.99))
-    data = warm_start(d, captions, text, o.sizes, o.pick(TRAJECTORIES, 2, 192), batch)
+    data = warm_start(d, captions, text, o.sizes, parallel.per_process(o.pick(TRAJECTORIES, 2, 192)), batch)
     run.say(f"{len(data[2])} trajectories of {len(data[1])} points")
     begun = run.step
     for done in run.steps(smoke=2):
@@ -191,8 +192,9 @@ def finish(run: Run, o: Options, keeper: Keeper, title: str, recipe: Recipe) -> 
         contact_sheet(run.folder / "samples.png", *args)
 
     held = score(keeper.model, recipe, o.pick(96, 2), held_out=True, seed=1, sink=sheet, batch=keeper.batch)
-    result = {"training_captions": keeper.best, "held_out": held, "steps": run.step, "seconds": run.elapsed}
-    (run.folder / f"{run.stage}.json").write_text(json.dumps(result, indent=1))
+    apart = parallel.disagreement(keeper.ema.source)
+    result = {"training_captions": keeper.best, "held_out": held, "steps": run.step, "seconds": run.elapsed, "apart": apart}
+    run.write(f"{run.stage}.json", result)
     run.plot(title)
     table(title, [("captions", "right", "color", "shape", "motion"), ("training", f"{keeper.best:.3f}"),
                   ("held out", *(f"{held[k]:.3f}" for k in ("right", "color", "shape", "motion"))),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.tiny_shapes import parallel
 from recipes.tiny_shapes.common import Options, Run, autocast, load_into, options, parser, prepare, save_weights
 from recipes.tiny_shapes.config import SLA_TOPK
 from recipes.tiny_shapes.data import CaptionPool
@@ -51,7 +52,7 @@ def path(dense: Dit, text: Tensor, shape: tuple[int, ...]) -> list[tuple[Tensor,
 def train(o: Options) -> dict[str, Any]:
     device = prepare(o)
     run, s = Run("sla", o), o.sizes
-    batch = o.batch or o.pick(BATCH, 2)
+    batch = parallel.per_process(o.batch or o.pick(BATCH, 2))
     vae = load_vae(o.out, s, device, compile=o.compile)
     teacher, text, guidance = load_teacher(o.out, s, device, compile=o.compile)
     dense = load_student(o.out, s, device, compile=o.compile)
@@ -61,7 +62,7 @@ def train(o: Options) -> dict[str, Any]:
     shown.requires_grad_(False)
     fake = Dit(s).to(device).compiled(o.compile)
     load_into(fake, o.out / "student", "fake")
-    captions = CaptionPool(s, o.pick(8192, 8, 1024), device, o.seed + 70)
+    captions = CaptionPool(s, o.pick(8192, 8, 1024), device, parallel.own_seed(o.seed + 70))
     with torch.no_grad():
         null = text(captions.null).float()
     d = Distiller(student, teacher, fake, guidance, null, MODE)
@@ -99,7 +100,7 @@ def train(o: Options) -> dict[str, Any]:
         keeper.check(every=o.pick(30, 10_000))
     keeper.check(every=0, force=True)
     run.save(model=student.state_dict(), fake=fake.state_dict(), ema=ema.state(), opt=opt.state(), fake_opt=fake_opt.state())
-    save_weights(run.folder, "dit", keeper.state)
+    save_weights(run.folder, "dit", keeper.state, torch.float32)  # int8 codes are made from what was trained
     return finish(run, o, keeper, "student, SLA and int8", Recipe("rcm", 4, mode=MODE))
 
 

@@ -1,8 +1,9 @@
 """Optimisers, learning-rate schedule and weight averages.
 
-Matrices of transformer blocks use Muon: momentum, then the nearest orthogonal matrix by Newton-Schulz iteration, scaled
-to the step size of AdamW. It needs about half the samples of AdamW on transformers of this size, and batching equal
-shapes makes it cheap: 80 matrices take three batched chains of products. Everything else uses AdamW.
+Matrices of transformer blocks and kernels of convolutions (as matrices [out, in * taps]) use Muon: momentum, then the
+nearest orthogonal matrix by Newton-Schulz iteration, scaled to the step size of AdamW. It needs about half the samples of
+AdamW on networks of this size, and batching equal shapes makes it cheap: 80 matrices take three batched chains of
+products. Everything else uses AdamW.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from recipes.tiny_shapes import parallel
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Newton-Schulz quintic of Jordan's Muon
 
@@ -30,7 +33,7 @@ def orthogonalise(m: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon over matrices, all matrices of one shape at once."""
+    """Muon over matrices and convolution kernels, all of one shape at once."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(list(params), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -45,7 +48,7 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape.setdefault(tuple(p.shape), []).append(p)
             for shape, params in by_shape.items():
-                grad = torch.stack([p.grad for p in params])
+                grad = torch.stack([p.grad.flatten(1) for p in params])
                 state = self.state[params[0]]
                 moment = state.setdefault("momentum", torch.zeros_like(grad))
                 if self.found_inf is not None:
@@ -53,7 +56,8 @@ class Muon(torch.optim.Optimizer):
                 moment.lerp_(grad, 1 - group["momentum"])
                 update = orthogonalise(torch.lerp(grad, moment, group["momentum"]))  # Nesterov
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(params, list(update.unbind(0)), alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
+                scale = 0.2 * math.sqrt(max(update.shape[1:]))
+                torch._foreach_add_(params, [u.view(shape) for u in update.unbind(0)], alpha=-group["lr"] * scale)
 
 
 class Optimisers:
@@ -72,9 +76,14 @@ class Optimisers:
         if matrices:
             self.parts.append(Muon(matrices, muon_lr, weight_decay=weight_decay))
         self.peak = [p.param_groups[0]["lr"] for p in self.parts]
+        parallel.broadcast(self.all)
 
     def step(self, scale: float) -> Tensor:
-        """One update at `scale` times the peak rates, skipped when a gradient is not finite. Returns the norm."""
+        """One update at `scale` times the peak rates with the mean gradient of all processes; returns its norm.
+
+        Skipped when a gradient is not finite.
+        """
+        parallel.average(p.grad for p in self.all if p.grad is not None)
         norm = nn.utils.clip_grad_norm_(self.all, self.clip)
         bad = (~torch.isfinite(norm)).float()
         for part, peak in zip(self.parts, self.peak, strict=True):
@@ -101,6 +110,13 @@ def split(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     matrices = [p for n, p in model.named_parameters() if n.startswith("blocks.") and p.ndim == 2 and "proj_l" not in n]
     held = {id(p) for p in matrices}
     return matrices, [p for p in model.parameters() if id(p) not in held]
+
+
+def split_kernels(model: nn.Module, keep: tuple[str, ...]) -> tuple[list[Tensor], list[Tensor]]:
+    """(convolution kernels, everything else); parameters whose names start with one of `keep` count as the latter."""
+    kernels = [p for n, p in model.named_parameters() if p.ndim >= 4 and p[0].numel() > 1 and not n.startswith(keep)]
+    held = {id(p) for p in kernels}
+    return kernels, [p for p in model.parameters() if id(p) not in held]
 
 
 def schedule(step: int, done: float, *, warmup: int = 100, hold: float = 0.5) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recipes.tiny_shapes import parallel
 from recipes.tiny_shapes.captions import caption
 from recipes.tiny_shapes.common import autocast
 from recipes.tiny_shapes.config import RCM_TIMES, SHIFT, Sizes
@@ -44,13 +45,16 @@ class Recipe:
 
 
 @torch.no_grad()
-def generate(model: Model, texts: list[str], recipe: Recipe, *, seed: int = 0, batch: int = 50) -> np.ndarray:
-    """uint8 frames [N, T, H, W, 3]; clip i depends on its text, `seed` and i alone, not on the batch."""
+def generate(
+    model: Model, texts: list[str], recipe: Recipe, *, seed: int = 0, batch: int = 50, numbers: list[int] | None = None
+) -> np.ndarray:
+    """uint8 frames [N, T, H, W, 3]; a clip starts from noise that depends on `seed` and its number alone."""
+    numbers = list(range(len(texts))) if numbers is None else numbers
     s, device = model.sizes, model.device
     frames = []
     for begin in range(0, len(texts), batch):
         part = texts[begin : begin + batch]
-        noise = torch.stack([_noise(s, seed, begin + i) for i in range(len(part))]).to(device)
+        noise = torch.stack([_noise(s, seed, i) for i in numbers[begin : begin + batch]]).to(device)
         generator = torch.Generator(device).manual_seed(seed * 7919 + begin)
         with autocast(device) if recipe.half else torch.autocast(device.type, enabled=False):
             text, null = (model.text(torch.from_numpy(tokens(t, s.text_len)).to(device)) for t in (part, [""]))
@@ -124,15 +128,20 @@ def score(
     model: Model, recipe: Recipe, count: int, *, held_out: bool, seed: int = 0,
     sink: Callable[[np.ndarray, list[dict[str, Any]], list[str]], None] | None = None, batch: int = 50,
 ) -> dict[str, float]:  # fmt: skip
-    """Generate and judge `count` clips: held-out scenes for results, training scenes for choosing a checkpoint."""
+    """Generate and judge `count` clips: held-out scenes for results, training scenes for choosing a checkpoint.
+
+    Several processes share the work and get the same result; `sink` sees the clips of this one.
+    """
     rng = np.random.default_rng(seed + 17)
     scenes = held_out_scenes(count, seed) if held_out else [sample_scene(rng) for _ in range(count)]
     texts = captions_for(scenes, seed + 1)
-    frames = generate(model, texts, recipe, seed=seed, batch=batch)
+    mine = parallel.split(list(range(count)))
+    texts, scenes = [texts[i] for i in mine], [scenes[i] for i in mine]
+    frames = generate(model, texts, recipe, seed=seed, batch=batch, numbers=mine)
     rows = judge_all(frames, scenes)
-    if sink:
+    if sink and parallel.lead():
         sink(frames, rows, texts)
-    return summary(rows)
+    return summary(parallel.gather(rows))
 
 
 def contact_sheet(path: Any, frames: np.ndarray, rows: list[dict[str, Any]], texts: list[str], clips: int = 12) -> None:

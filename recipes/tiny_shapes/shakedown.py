@@ -20,7 +20,7 @@ from recipes.tiny_shapes.config import Sizes
 from recipes.tiny_shapes.data import PixelPool, draw_scenes, vocabulary_size
 from recipes.tiny_shapes.losses import PLAIN, angle_field
 from recipes.tiny_shapes.nets import DENSE, Dit, Mode
-from recipes.tiny_shapes.optim import Optimisers, split
+from recipes.tiny_shapes.optim import Optimisers, split, split_kernels
 from recipes.tiny_shapes.textnet import TextEncoder
 from recipes.tiny_shapes.vaenet import Vae
 
@@ -66,16 +66,17 @@ def vae_rows(o: Options, s: Sizes, device: torch.device) -> None:
     pool = PixelPool(s, o.pick(256, 4), device, 0)
     measure("render 64 clips", lambda: PixelPool(s, o.pick(64, 2), device, 1), o.pick(64, 2))
     for name, last, fast, frames, batch in (
-        ("vae step 17x16 channels-last", True, False, 17, 16),
-        ("vae step 17x16 channels-last compiled", True, o.compile, 17, 16),
-        ("vae step 17x32 channels-last compiled", True, o.compile, 17, 32),
+        ("vae step 33x8 channels-last", True, False, 33, 8),
+        ("vae step 33x8 channels-last compiled", True, o.compile, 33, 8),
+        ("vae step 33x4 channels-last compiled", True, o.compile, 33, 4),
     ):
         vae = Vae(s).to(device)
         if last:
             vae.channels_last()
         vae.compiled(fast)
-        opt = Optimisers([], list(vae.parameters()), muon_lr=0, lr=1e-4)
-        frames, batch = min(frames, s.vae_frames), o.pick(batch, 2)
+        kernels, rest = split_kernels(vae, vae_train.PLAIN_LAYERS)
+        opt = Optimisers(kernels, rest, muon_lr=1e-4, lr=1e-4)
+        frames, batch = min(frames, s.frames), o.pick(batch, 2)
 
         def step(vae: Vae = vae, opt: Optimisers = opt, frames: int = frames, batch: int = batch) -> None:
             with autocast(device):

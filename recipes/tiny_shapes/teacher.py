@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recipes.tiny_shapes import parallel
 from recipes.tiny_shapes.common import Options, Run, autocast, load_into, options, parser, prepare, save_weights, table
 from recipes.tiny_shapes.config import SHIFT, TEACHER_STEPS, Sizes
 from recipes.tiny_shapes.data import LatentPool, vocabulary_size
@@ -22,7 +23,8 @@ from recipes.tiny_shapes.scoring import Model, Recipe, contact_sheet, score
 from recipes.tiny_shapes.textnet import TextEncoder
 from recipes.tiny_shapes.vae_train import load_vae
 
-BATCH = 192
+BATCH = 192  # over all processes
+LEAST = 128  # of one process
 MUON_LR = 3e-3
 LR = 1.5e-3
 DROP = 0.1
@@ -64,9 +66,10 @@ def load_teacher(out: Path, s: Sizes, device: torch.device, *, compile: bool) ->
 def train(o: Options) -> dict[str, Any]:
     device = prepare(o)
     run, s = Run("teacher", o), o.sizes
-    batch = o.batch or o.pick(BATCH, 4)
+    batch = parallel.per_process(o.batch or o.pick(BATCH, 4), least=o.pick(LEAST, 2))
     vae = load_vae(o.out, s, device, compile=o.compile)
-    pool = LatentPool(s, vae, o.pick(POOL, 16, 2048), device, o.seed, chunk=o.pick(512, 8))
+    size = parallel.per_process(o.pick(POOL, 16, 2048))
+    pool = LatentPool(s, vae, size, device, parallel.own_seed(o.seed), chunk=o.pick(512, 8))
     dit, text = Dit(s).to(device).compiled(o.compile), TextEncoder(s, vocabulary_size()).to(device)
     matrices, rest = split(dit)
     opt = Optimisers(matrices, rest + list(text.parameters()), muon_lr=MUON_LR, lr=LR)
@@ -76,7 +79,7 @@ def train(o: Options) -> dict[str, Any]:
         both.load_state_dict(run.saved["model"])
         opt.load(run.saved["opt"])
         ema.load(run.saved["ema"])
-    while pool.size < o.pick(FIRST, 8, 1024):
+    while pool.size < parallel.per_process(o.pick(FIRST, 8, 1024)):
         pool.grow()
     run.say(f"{sum(p.numel() for p in dit.parameters())} parameters, batch {batch}, {pool.size} clips to start with")
     for done in run.steps(reserve=o.pick(25, 0)):
@@ -109,8 +112,9 @@ def train(o: Options) -> dict[str, Any]:
 
     held = score(model, Recipe("euler", steps, best), o.pick(48, 2), held_out=True, seed=1, sink=sheet)
     result = {"guidance": best, "tried": {str(g): r for g, r in tried.items()}, "held_out": held, "steps": run.step,
-              "seconds": run.elapsed, "samples": run.step * batch}  # fmt: skip
-    (run.folder / "teacher.json").write_text(json.dumps(result, indent=1))
+              "seconds": run.elapsed, "samples": run.step * batch * parallel.world(),
+              "apart": parallel.disagreement(dit.parameters())}  # fmt: skip
+    run.write("teacher.json", result)
     run.plot("teacher")
     table("teacher", [("guidance", "captions", "right", "color", "shape", "motion")]
           + [(str(g), "training", *(f"{r[k]:.3f}" for k in ("right", "color", "shape", "motion"))) for g, r in tried.items()]
