@@ -33,7 +33,7 @@ def shortfall(stage: str, result: Mapping[str, Any]) -> list[str]:
         for key in path.split("/"):
             value = value[key]
         if not value >= least:
-            lines.append(f"{stage}: {path} is {value:.3f}, at least {least} is needed")
+            lines.append(f"{stage}: {path} is {value:.3f}, at least {least:g} is needed")
     return lines
 
 

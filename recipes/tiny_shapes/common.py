@@ -76,9 +76,10 @@ def prepare(o: Options) -> torch.device:
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = 128
-    dynamo.accumulated_recompile_limit = 1024
+    if o.compile:  # importing it takes seconds
+        dynamo: Any = torch._dynamo.config
+        dynamo.recompile_limit = 128
+        dynamo.accumulated_recompile_limit = 1024
     if o.device == "cpu":
         torch.set_num_threads(max(1, min(2, os.cpu_count() or 1) // parallel.world()))
     return device

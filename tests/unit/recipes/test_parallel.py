@@ -1,0 +1,52 @@
+"""Two processes over gloo train like one on the joint batch."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from recipes.tiny_shapes import parallel
+
+ROOT = Path(__file__).resolve().parents[3]
+SCRIPT = Path(__file__).with_name("two_processes.py")
+
+
+def test_two_processes_train_like_one(tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    running = []
+    for rank in range(2):
+        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+        env = {**os.environ, **meet, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        command = [sys.executable, str(SCRIPT), str(tmp_path)]
+        running.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    for process in running:
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error[-2000:]
+    a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert a["apart"] == b["apart"] == 0.0
+    assert a["rows"] == b["rows"] == ["0", "1", "2", "3", "4"]
+    assert a["told"] == b["told"] == ({"from": 0}, 0.0)
+    script = runpy.run_path(str(SCRIPT))
+    network, train = script["network"], script["train"]
+    alone = train(network(seed=0), slice(None)).state_dict()
+    for name, value in alone.items():
+        assert torch.equal(a["state"][name], b["state"][name])
+        assert torch.allclose(a["state"][name], value, atol=2e-6), name
+    assert not torch.allclose(alone["0.weight"], network(seed=0).state_dict()["0.weight"], atol=1e-3)
+
+
+def test_one_process_is_left_alone():
+    rows = [3, 1, 2]
+    assert parallel.split(rows) == rows
+    assert parallel.gather(rows) is rows
+    assert parallel.agree(rows) is rows
+    assert parallel.per_process(5) == 5
+    assert parallel.disagreement([torch.ones(2)]) == 0.0
