@@ -2,6 +2,7 @@
 #
 # PIP_ARGS      more arguments for pip, for example --extra-index-url ADDRESS of PyTorch's CPU wheels
 # CONSTRAINTS   pip constraints; empty (make demo CONSTRAINTS=) takes the newest torch, as a GPU machine wants
+# JOBS          test workers, one thread each
 # ALLOW_CUDA=1  accept torch's CUDA build, several GB of packages, on a machine without an NVIDIA device
 
 PYTHON      ?= python3
@@ -36,7 +37,7 @@ imports: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal   # one thread per worker: workers share the cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.cpu_demo

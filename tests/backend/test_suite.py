@@ -2,6 +2,7 @@
 
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,13 +30,13 @@ def never(call, device):
 def suite_of(*kernels, backend=None, **options):
     """A suite over a made-up backend with these kernels."""
     chosen = {name: options.pop(name) for name in ("op", "precision", "sample", "large") if name in options}
-    table = kernels
+    table, features = kernels, options.pop("features", frozenset())
 
     class Made(backend or Backend):
         name = "made"
 
         def probe(self):
-            return [Device("made", "CPU", "cpu", "cpu", dtypes=frozenset({"float32", "bfloat16", "float16"}))]
+            return [Device("made", "CPU", "cpu", "cpu", dtypes=frozenset({"float32", "bfloat16", "float16"}), features=features)]
 
         def kernels(self):
             return table
@@ -125,7 +126,9 @@ def test_a_waiver_without_reason_is_refused():
         Ledger.of(unsupported={"linear/*": " "})
 
 
-class Raising(Backend):
+class Wrong(Backend):
+    """Implausible memory, explanations that are no text, and graphs that replay their first result."""
+
     def memory(self, device):
         return MemoryStats(used=9 << 30, peak=1, total=2)
 
@@ -142,10 +145,18 @@ class Raising(Backend):
         return replay
 
 
+def test_a_capture_that_replays_old_values_is_found():
+    case_id = "patchify/good/bf16/c16-9x16x16"
+    graphs = frozenset({"graph"})
+    assert suite_of(GOOD, features=graphs).run(case_id).outcome is Outcome.PASS
+    assert suite_of(GOOD, features=graphs, backend=Wrong).run(case_id).check == "capture"
+    assert suite_of(replace(GOOD, capturable=False), features=graphs, backend=Wrong).run(case_id).outcome is Outcome.PASS
+
+
 @pytest.mark.parametrize("check", ["memory", "explain", "compile-step"])
 def test_backend_checks_find_what_is_wrong(check):
     assert suite_of(GOOD).run(f"backend/{check}").outcome is Outcome.PASS
-    result = suite_of(GOOD, backend=Raising).run(f"backend/{check}")
+    result = suite_of(GOOD, backend=Wrong).run(f"backend/{check}")
     assert (result.outcome, result.check) == (Outcome.FAIL, check)
 
 

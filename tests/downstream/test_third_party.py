@@ -4,7 +4,11 @@ import json
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from .conftest import run
+
+pytestmark = pytest.mark.xdist_group("downstream")  # one worker builds the venv, once
 
 
 def test_the_installed_package_is_the_one_that_runs(installed, tmp_path):

@@ -183,17 +183,18 @@ def packing(suite: Suite) -> None:
 
 
 def memory(suite: Suite) -> None:
-    """Memory figures are plausible, and follow an allocation where the device can tell."""
+    """Memory figures are plausible, and follow an allocation from the pool where the device can tell."""
     backend, device = suite.backend, suite.device
     if device.torch_name == "meta":
         return
     backend.empty_cache(device)
     backend.reset_peak(device)
     before = backend.memory(device)
-    block = torch.ones(PROBE_BYTES, dtype=torch.uint8, device=device.torch_name)
-    backend.synchronize(device)
-    after = backend.memory(device)
-    del block
+    with backend.pool(device, "native"):
+        block = torch.ones(PROBE_BYTES, dtype=torch.uint8, device=device.torch_name)
+        backend.synchronize(device)
+        after = backend.memory(device)
+        del block
     for stats in (before, after):
         _plausible(stats)
     if before.used is not None and after.used is not None and after.used - before.used < PROBE_BYTES // 4:

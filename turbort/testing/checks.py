@@ -9,7 +9,7 @@ from torch import Tensor
 
 from turbort.backend import Backend
 from turbort.testing.case import Case
-from turbort.testing.compare import CheckFailed, Verdict, check_form, judge
+from turbort.testing.compare import CheckFailed, Expected, Verdict, as_float64, check_form, judge
 from turbort.testing.guard import Guards, Poison, swapped, wide_rows
 from turbort.testing.oracle import Oracle
 from turbort.testing.probes import PROBES
@@ -73,6 +73,27 @@ def check_emits(trial: Trial) -> None:
     if trial.case.spec.emits and "emit" not in trial.inputs.logical:
         for scheme in trial.case.kernel.emits:
             check_values(trial, trial.call(trial.arguments(), scheme, check="emit"), scheme, check="emit")
+
+
+def check_capture(trial: Trial) -> None:
+    """On a device with graphs, a captured call computes what the plain call does, also on inputs it was not captured with."""
+    if "graph" not in trial.case.device.features or not trial.case.kernel.capturable:
+        return
+    fixed = trial.arguments()
+    names = [name for name, value in fixed.items() if isinstance(value, Tensor) and name not in trial.packed]
+
+    def step(*values: Tensor) -> Any:
+        return trial.call({**fixed, **dict(zip(names, values, strict=True))}, check="capture")
+
+    captured = trial.backend.compile_step(step, trial.case.device)
+    for seed in (0, 1):
+        given = trial.arguments(trial.oracle.inputs(trial.case, trial.variant, seed))
+        values = [given[name] for name in names]
+        plain = leaves(step(*values))
+        replayed = _leaves(captured(*values), len(plain))
+        trial.backend.synchronize(trial.case.device)
+        for (name, want), (_, got) in zip(plain, replayed, strict=True):
+            judge(got, Expected.of(f"captured {name}", want, as_float64(want)), trial.case.precision, "capture")
 
 
 def check_form_only(trial: Trial) -> None:
@@ -168,4 +189,5 @@ CHECKS: tuple[Callable[[Trial], Verdict | None], ...] = (
     check_strides,
     check_quantised_tokens,
     check_emits,
+    check_capture,
 )
