@@ -52,6 +52,8 @@ def main() -> None:
         "latents": spec.latent_shape(defaults.width, defaults.height, defaults.frames),
     }
     machine = describe_machine()
+    if machine["load_before"] > 0.5:
+        say(f"warning: other programs are running (load {machine['load_before']:.1f}); wall times will not be repeatable")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         contenders = [_turbort(args, job)]
@@ -135,6 +137,7 @@ def _measured(contender: Contender, repeat: int, folder: Path) -> dict[str, Any]
             "max": round(max(seconds), 3),
             "all": [round(value, 3) for value in seconds],
         },
+        "cpu_seconds": round(statistics.median(run.cpu_seconds for run in runs), 3),
         "peak_rss_bytes": max(run.peak_rss for run in runs),
         "stages": {name: round(statistics.median(row.get(name, 0.0) for row in stages), 3) for name in stages[0]},
     }
@@ -173,6 +176,7 @@ def _table(results: dict[str, Any]) -> None:
         table.add_column(row["name"], justify="right")
     table.add_row("seconds", *(f"{row['seconds']['median']:.2f}" for row in rows))
     table.add_row("times turbort", "", *(f"{value:.2f}" for value in results["speedup"].values()))
+    table.add_row("processor s", *(f"{row['cpu_seconds']:.2f}" for row in rows))
     table.add_row("peak MiB", *(f"{row['peak_rss_bytes'] / 2**20:.0f}" for row in rows), end_section=True)
     for stage in STAGES:
         table.add_row(stage, *(f"{row['stages'][stage]:.2f}" if stage in row["stages"] else "" for row in rows))

@@ -17,9 +17,10 @@ PACKAGES = ("turbort", "torch", "numpy", "safetensors", "av", "diffusers", "tran
 
 @dataclass(frozen=True)
 class Measured:
-    """One process: wall seconds from start to exit, and the most memory it held (bytes)."""
+    """One process: wall and processor seconds from start to exit, and the most memory it held (bytes)."""
 
     seconds: float
+    cpu_seconds: float
     peak_rss: int
 
 
@@ -42,7 +43,7 @@ def measure(command: list[str], *, log: Path) -> Measured:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
         raise SystemExit(f"{' '.join(command)}\nended with exit code {child.returncode}:\n{tail}")
     unit = 1 if sys.platform == "darwin" else 1024
-    return Measured(seconds, usage.ru_maxrss * unit)
+    return Measured(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
 
 
 def describe_machine() -> dict[str, object]:
