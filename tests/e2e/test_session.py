@@ -62,7 +62,7 @@ def test_a_job_does_not_depend_on_its_batch(spec: ModelSpec) -> None:
 def test_the_receipt_counts_what_ran(spec: ModelSpec) -> None:
     _, report = made(spec, [JOB])
     rows = {(row["stage"], row["op"], row["precision"]): row for row in report["executed"]}
-    attention = rows["dit", "sla_attention", "int8"]
+    attention = rows["dit", "sla_attention", "fp32"]
     assert (attention["sites"], attention["calls"]) == (2, 2 * 4)  # blocks, blocks x steps
     assert rows["dit", "linear", "w8a8"]["sites"] == 2 * 10
     assert report["fallbacks"] == []
