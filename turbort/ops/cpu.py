@@ -88,7 +88,7 @@ def linear_int8(
         unsigned, 1.0, ZERO_POINT, weight.packed, weight.scales, weight.zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
     scales = qx.scales.reshape(-1, 1)
-    y = y.mul_(scales) if bias is None else torch.addcmul(wide(bias), y, scales)
+    y = y.mul_(scales) if bias is None else torch.addcmul(wide(bias.detach()), y, scales, out=y)
     if activation is not None:
         _gelu(activation)
         y = F.gelu(y, approximate="tanh")

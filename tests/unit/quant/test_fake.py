@@ -21,10 +21,11 @@ def test_gradient_passes_through(scheme):
     assert torch.equal(x.grad, weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scheme", ["int8-token", "int4-group128"])
-def test_compiles_without_a_graph_break(scheme):
+def test_compiles_without_a_graph_break_and_keeps_the_gradient(scheme, dtype):
     compiled = torch.compile(lambda t: fake_quant(t, scheme) * 2, backend="aot_eager", fullgraph=True)
-    x = torch.randn(8, 256, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    x = torch.randn(8, 256, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
     y = compiled(x)
     assert torch.equal(y, dequantize(quantize(x.detach(), scheme)) * 2)
     y.sum().backward()
