@@ -45,7 +45,7 @@ class Sizes:
 
 
 FULL = Sizes()
-SMALL = replace(FULL, frames=9, edge=64, layers=2)
+SMALL = replace(FULL, frames=5, edge=32, dim=128, heads=1, ffn=256, layers=1, text_layers=1, vae_dim=8)
 
 SHIFT = 3.0  # of the teacher's schedule: t = shift u / (1 + (shift - 1) u)
 TEACHER_STEPS = 50

@@ -23,8 +23,8 @@ from recipes.tiny_shapes.scoring import judge_all, to_frames
 from recipes.tiny_shapes.vaenet import Vae
 
 BATCH = 8  # clips, over all processes
-MUON_LR = 1.5e-3
-LR = 6e-4
+RATES = ((1.5e-3, 6e-4), (4e-3, 1e-3), (0.0, 8e-4))  # peak rates of (Muon, AdamW) that are tried first; 0: AdamW alone
+TRIAL = 150  # steps of each try, with a schedule of its own
 KL = 1e-4  # nats per latent value against mean absolute error of pixels in [-1, 1]
 KL_RAMP = 0.3  # share of the time over which the KL weight rises from 0
 OBJECTS = 4.0  # extra weight of saturated pixels
@@ -65,6 +65,44 @@ def vae_loss(vae: Vae, video: Tensor, kl_weight: float = KL) -> tuple[Tensor, di
         dead = (logvar.mul(0.5).exp().mean((0, 2, 3, 4)) > 0.9).sum()
         parts = {"loss": loss, "pixel": pixel, "edges": edges, "kl": kl, "mse": error.square().mean(), "late_mse": late}
     return loss, {**parts, "dead": dead}
+
+
+def optimisers(vae: Vae, rates: tuple[float, float]) -> Optimisers:
+    muon_lr, lr = rates
+    kernels, rest = split_kernels(vae, PLAIN_LAYERS) if muon_lr else ([], list(vae.parameters()))
+    return Optimisers(kernels, rest, muon_lr=muon_lr, lr=lr, betas=(0.9, 0.98), weight_decay=1e-4)
+
+
+def update(vae: Vae, opt: Optimisers, video: Tensor, rate: float, kl_weight: float) -> dict[str, Tensor]:
+    """One step; returns what to log."""
+    with autocast(video.device):
+        loss, parts = vae_loss(vae, video.contiguous(memory_format=torch.channels_last_3d), kl_weight)
+    loss.backward()
+    return {**parts, "norm": opt.step(rate)}
+
+
+def try_rates(run: Run, vae: Vae, pool: PixelPool, batch: int, steps: int) -> tuple[float, float]:
+    """Trains with each of RATES for a moment and leaves `vae` as the best one has made it; returns its rates.
+
+    The best has the least mean loss over the last third of its steps. A rate that diverges costs ten seconds this way
+    instead of the stage.
+    """
+    start = {k: v.clone() for k, v in vae.state_dict().items()}
+    best: tuple[float, dict[str, Tensor], tuple[float, float]] = (float("inf"), start, RATES[0])
+    for rates in RATES:
+        vae.load_state_dict(start)
+        opt, losses = optimisers(vae, rates), []
+        for i in range(steps):
+            rate = schedule(i, i / steps, warmup=max(1, steps // 4), hold=0.4)
+            losses.append(update(vae, opt, pool.sample(batch, pool.s.frames), rate, 0.0)["loss"].detach())
+        late = torch.stack(losses[-max(1, steps // 3) :]).mean()
+        parallel.average([late])
+        value = float(late)
+        run.say(f"rates {rates}: loss {value:.4f} after {steps} steps")
+        if value < best[0]:
+            best = value, {k: v.clone() for k, v in vae.state_dict().items()}, rates
+    vae.load_state_dict(best[1])
+    return best[2]
 
 
 @torch.no_grad()
@@ -130,26 +168,27 @@ def train(o: Options) -> dict[str, Any]:
     if device.type == "cuda":
         vae.channels_last()
     vae.compiled(o.compile)
-    kernels, rest = split_kernels(vae, PLAIN_LAYERS)
-    opt = Optimisers(kernels, rest, muon_lr=MUON_LR, lr=LR, betas=(0.9, 0.98), weight_decay=1e-4)
-    ema = Ema(vae, 0.998)
-    if run.saved:
-        vae.load_state_dict(run.saved["model"])
-        opt.load(run.saved["opt"])
-        ema.load(run.saved["ema"])
     pool = PixelPool(s, parallel.per_process(o.pick(POOL, 8, 512)), device, parallel.own_seed(o.seed))
     run.say(f"{sum(p.numel() for p in vae.parameters())} parameters, {len(pool.clips)} clips, batch {batch}")
+    if run.saved:
+        vae.load_state_dict(run.saved["model"])
+        rates = tuple(run.saved["rates"])
+    else:
+        parallel.broadcast(vae.state_dict().values())
+        rates = try_rates(run, vae, pool, batch, o.pick(TRIAL, 2, 10))
+    opt, ema = optimisers(vae, rates), Ema(vae, 0.998)
+    if run.saved:
+        opt.load(run.saved["opt"])
+        ema.load(run.saved["ema"])
+    begun = run.step
     for done in run.steps(reserve=15):
-        with autocast(device):
-            video = pool.sample(batch, s.frames).contiguous(memory_format=torch.channels_last_3d)
-            loss, parts = vae_loss(vae, video, KL * min(1.0, done / KL_RAMP))
-        loss.backward()
-        norm = opt.step(schedule(run.step, done, warmup=100, hold=0.5))
+        rate = schedule(run.step - begun, done, warmup=100, hold=0.3)
+        parts = update(vae, opt, pool.sample(batch, s.frames), rate, KL * min(1.0, done / KL_RAMP))
         ema.update()
-        run.log(**parts, norm=norm)
+        run.log(**parts)
         if run.step % 2000 == 1999:
-            run.save(model=vae.state_dict(), opt=opt.state(), ema=ema.state())
-    run.save(model=vae.state_dict(), opt=opt.state(), ema=ema.state())
+            run.save(model=vae.state_dict(), opt=opt.state(), ema=ema.state(), rates=rates)
+    run.save(model=vae.state_dict(), opt=opt.state(), ema=ema.state(), rates=rates)
     save_weights(run.folder, "vae", ema.state(), torch.float32)
     vae.load_state_dict(ema.state(), strict=False)
     vae.eval().requires_grad_(False).compiled(False)  # a few calls are not worth compiling for
@@ -159,13 +198,14 @@ def train(o: Options) -> dict[str, Any]:
     result = {
         "psnr": psnr(vae, fresh.clips),
         "right": reconstruction_score(vae, s, device, o.pick(96, 2, 16)),
-        "mean": mean, "std": std, "steps": run.step, "seconds": run.elapsed, "apart": parallel.disagreement(vae.parameters()),
+        "mean": mean, "std": std, "steps": run.step, "seconds": run.elapsed, "rates": rates,
+        "apart": parallel.disagreement(vae.parameters()),
     }  # fmt: skip
     run.write("vae.json", result)
     run.plot("autoencoder")
     table("autoencoder", [
         ("steps", str(run.step)), ("PSNR dB", f"{result['psnr']:.2f}"), ("judged right", f"{result['right']:.3f}"),
-        ("latent std", " ".join(f"{v:.2f}" for v in std)), ("seconds", f"{run.elapsed:.0f}"),
+        ("rates", str(rates)), ("latent std", " ".join(f"{v:.2f}" for v in std)), ("seconds", f"{run.elapsed:.0f}"),
     ])  # fmt: skip
     return result
 

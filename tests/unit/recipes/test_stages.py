@@ -31,7 +31,6 @@ CAPTION = "a red circle moves right"
 
 
 def test_training_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(common, "SMALL", replace(S, frames=5, edge=32))
     monkeypatch.setattr(vae_train, "reconstruction_score", lambda *_: 0.0)
     o = common.Options(tmp_path, minutes=0.1, smoke=True, device="cpu")
     first = vae_train.train(o)

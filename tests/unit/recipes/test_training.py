@@ -11,7 +11,7 @@ from recipes.tiny_shapes import nets, textnet, vaenet
 from recipes.tiny_shapes.config import SMALL
 from recipes.tiny_shapes.data import tokens, vocabulary_size
 
-S = replace(SMALL, layers=2)
+S = replace(SMALL, frames=9, edge=64, dim=256, heads=2, layers=2)
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
