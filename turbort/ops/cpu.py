@@ -22,6 +22,9 @@ from turbort.quant.schemes import quantize
 ZERO_POINT = 128
 """What turns an int8 code into an unsigned one; oneDNN takes it off again, exactly, inside the product."""
 
+CACHED_ELEMENTS = 1 << 19
+"""2 MiB of float32: about what a core keeps in its own cache."""
+
 
 @dataclass(frozen=True)
 class CpuWeight:
@@ -79,7 +82,7 @@ def linear_int8(
     gate: Tensor | None = None,
 ) -> Tensor:
     """The reference `linear` at w8a8 for a weight from `pack_int8`: the same int32 sums, scaled in float32."""
-    qx = x if isinstance(x, QTensor) else quantize(x, "int8-token")
+    qx = x if isinstance(x, QTensor) else quantize_tokens(x)
     if qx.scheme != "int8-token":
         raise InputError(f"the CPU int8 linear takes int8-token activations, not {qx.scheme}")
     rows = qx.values.reshape(-1, qx.shape[-1]).contiguous()
@@ -93,6 +96,21 @@ def linear_int8(
         _gelu(activation)
         y = F.gelu(y, approximate="tanh")
     return _finish(y.view(*qx.shape[:-1], weight.shape[0]), qx.dtype, residual, gate)
+
+
+def quantize_tokens(x: Tensor) -> QTensor:
+    """`quantize(x, "int8-token")`, a few rows at a time so that no pass leaves the cache."""
+    width = x.shape[-1]
+    rows = x.reshape(-1, width)
+    step = max(1, CACHED_ELEMENTS // width)
+    if rows.shape[0] <= step:
+        return quantize(x, "int8-token")
+    values = torch.empty(rows.shape, dtype=torch.int8)
+    scales = torch.empty(rows.shape[0], 1, dtype=torch.float32)
+    for start in range(0, rows.shape[0], step):
+        part = quantize(rows[start : start + step], "int8-token")
+        values[start : start + step], scales[start : start + step] = part.values, part.scales
+    return QTensor("int8-token", values.view(x.shape), scales.view(*x.shape[:-1], 1), x.dtype)
 
 
 def _gelu(activation: str) -> str:

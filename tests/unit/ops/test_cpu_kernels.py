@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbort.errors import InputError
-from turbort.ops import linear, vae_upsample
+from turbort.ops import cpu, linear, vae_upsample
 from turbort.ops.cpu import linear_float, linear_int8, pack_float, pack_int8
 from turbort.ops.upsample_phases import phase_weights
 from turbort.ops.upsample_phases import vae_upsample as by_phases
@@ -67,6 +67,16 @@ def test_int8_extremes_do_not_saturate():
     x = quantize(torch.ones(2, k), "int8-token")
     weight = quantize(torch.ones(3, k) * torch.tensor([[1.0], [-1.0], [0.5]]), "int8-channel")
     assert torch.equal(linear_int8(x, pack_int8(weight)), linear(x, weight))
+
+
+def test_quantising_in_parts_changes_no_bit(monkeypatch):
+    x = draw(2, 37, 50).bfloat16()
+    whole = quantize(x, "int8-token")
+    monkeypatch.setattr(cpu, "CACHED_ELEMENTS", 50 * 4)
+    parts = cpu.quantize_tokens(x)
+    assert torch.equal(parts.values, whole.values)
+    assert torch.equal(parts.scales, whole.scales)
+    assert parts.dtype == whole.dtype
 
 
 def test_packs_refuse_other_schemes():
