@@ -19,14 +19,15 @@ from recipes.tiny_shapes.config import SHIFT, TEACHER_STEPS, Sizes
 from recipes.tiny_shapes.data import LatentPool, vocabulary_size
 from recipes.tiny_shapes.nets import Dit
 from recipes.tiny_shapes.optim import Ema, Optimisers, schedule, split
+from recipes.tiny_shapes.rates import Rates, try_rates
 from recipes.tiny_shapes.scoring import Model, Recipe, contact_sheet, score
 from recipes.tiny_shapes.textnet import TextEncoder
 from recipes.tiny_shapes.vae_train import load_vae
 
 BATCH = 192  # over all processes
 LEAST = 128  # of one process
-MUON_LR = 3e-3
-LR = 1.5e-3
+RATES = ((3e-3, 1.5e-3), (1.5e-3, 8e-4))  # peak rates of (Muon, AdamW) that are tried first
+TRIAL = 200  # steps of each try
 DROP = 0.1
 POOL = 49152
 FIRST = 6144  # clips in the pool before training starts
@@ -71,33 +72,46 @@ def train(o: Options) -> dict[str, Any]:
     size = parallel.per_process(o.pick(POOL, 16, 2048))
     pool = LatentPool(s, vae, size, device, parallel.own_seed(o.seed), chunk=o.pick(512, 8))
     dit, text = Dit(s).to(device).compiled(o.compile), TextEncoder(s, vocabulary_size()).to(device)
-    matrices, rest = split(dit)
-    opt = Optimisers(matrices, rest + list(text.parameters()), muon_lr=MUON_LR, lr=LR)
     both = torch.nn.ModuleDict({"dit": dit, "text": text})
-    ema = Ema(both, 0.999)
-    if run.saved:
-        both.load_state_dict(run.saved["model"])
-        opt.load(run.saved["opt"])
-        ema.load(run.saved["ema"])
-    while pool.size < parallel.per_process(o.pick(FIRST, 8, 1024)):
-        pool.grow()
-    run.say(f"{sum(p.numel() for p in dit.parameters())} parameters, batch {batch}, {pool.size} clips to start with")
-    for done in run.steps(reserve=o.pick(25, 0)):
-        if run.step % 20 == 0:
-            pool.grow()
+
+    def optimisers(rates: Rates) -> Optimisers:
+        matrices, rest = split(dit)
+        return Optimisers(matrices, rest + list(text.parameters()), muon_lr=rates[0], lr=rates[1])
+
+    def update(opt: Optimisers, rate: float) -> tuple[Tensor, Tensor, Tensor]:
+        """One step; (loss per clip, times, gradient norm)."""
         x0, ids = pool.sample(batch)
         t = draw_times(batch, device)
         with autocast(device):
             each = flow_loss(dit, text(drop_captions(ids, pool.null, DROP)), x0, t)
             loss = each.mean()
         loss.backward()
-        norm = opt.step(schedule(run.step, done, warmup=200, hold=0.45))
+        return each.detach(), t, opt.step(rate)
+
+    while pool.size < parallel.per_process(o.pick(FIRST, 8, 1024)):
+        pool.grow()
+    run.say(f"{sum(p.numel() for p in dit.parameters())} parameters, batch {batch}, {pool.size} clips to start with")
+    if run.saved:
+        both.load_state_dict(run.saved["model"])
+        rates = tuple(run.saved["rates"])
+    else:
+        rates = try_rates(run, both, RATES, optimisers, lambda opt, rate: update(opt, rate)[0].mean(), o.pick(TRIAL, 2, 10))
+    opt, ema = optimisers(rates), Ema(both, 0.999)
+    if run.saved:
+        opt.load(run.saved["opt"])
+        ema.load(run.saved["ema"])
+    begun = run.step
+    for done in run.steps(reserve=o.pick(25, 0)):
+        if run.step % 20 == 0:
+            pool.grow()
+        each, t, norm = update(opt, schedule(run.step - begun, done, warmup=200, hold=0.45))
         ema.update()
         noisy = (t > 0.85).float()
-        run.log(loss=loss, noisy_loss=(each.detach() * noisy).sum() / noisy.sum().clamp_min(1), norm=norm, clips=pool.size)
+        noisy_loss = (each * noisy).sum() / noisy.sum().clamp_min(1)
+        run.log(loss=each.mean(), noisy_loss=noisy_loss, norm=norm, clips=pool.size)
         if run.step % 3000 == 2999:
-            run.save(model=both.state_dict(), opt=opt.state(), ema=ema.state())
-    run.save(model=both.state_dict(), opt=opt.state(), ema=ema.state())
+            run.save(model=both.state_dict(), opt=opt.state(), ema=ema.state(), rates=rates)
+    run.save(model=both.state_dict(), opt=opt.state(), ema=ema.state(), rates=rates)
     both.load_state_dict(ema.state(), strict=False)
     both.eval().requires_grad_(False)
     save_weights(run.folder, "dit", dit.state_dict())

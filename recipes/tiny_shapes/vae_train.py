@@ -19,16 +19,17 @@ from recipes.tiny_shapes.common import Options, Run, autocast, load_into, option
 from recipes.tiny_shapes.config import Sizes
 from recipes.tiny_shapes.data import PixelPool
 from recipes.tiny_shapes.optim import Ema, Optimisers, schedule, split_kernels
+from recipes.tiny_shapes.rates import Rates, try_rates
 from recipes.tiny_shapes.scoring import judge_all, to_frames
 from recipes.tiny_shapes.vaenet import Vae
 
 BATCH = 8  # clips, over all processes
-RATES = ((1.5e-3, 6e-4), (4e-3, 1e-3), (0.0, 8e-4))  # peak rates of (Muon, AdamW) that are tried first; 0: AdamW alone
+RATES = ((3e-3, 1e-3), (1e-3, 5e-4), (0.0, 8e-4))  # peak rates of (Muon, AdamW) that are tried first; 0: AdamW alone
 TRIAL = 150  # steps of each try, with a schedule of its own
 KL = 1e-4  # nats per latent value against mean absolute error of pixels in [-1, 1]
 KL_RAMP = 0.3  # share of the time over which the KL weight rises from 0
-OBJECTS = 4.0  # extra weight of saturated pixels
-SQUARES = 0.5  # weight of the squared error, which large errors (a wrong hue) dominate
+OBJECTS = 8.0  # extra weight of saturated pixels
+SQUARES = 1.0  # weight of the squared error, which large errors (a wrong hue) dominate
 JITTER = 0.1  # largest extra noise on decoder inputs, in standard deviations of the prior
 POOL = 4096
 
@@ -67,7 +68,7 @@ def vae_loss(vae: Vae, video: Tensor, kl_weight: float = KL) -> tuple[Tensor, di
     return loss, {**parts, "dead": dead}
 
 
-def optimisers(vae: Vae, rates: tuple[float, float]) -> Optimisers:
+def optimisers(vae: Vae, rates: Rates) -> Optimisers:
     muon_lr, lr = rates
     kernels, rest = split_kernels(vae, PLAIN_LAYERS) if muon_lr else ([], list(vae.parameters()))
     return Optimisers(kernels, rest, muon_lr=muon_lr, lr=lr, betas=(0.9, 0.98), weight_decay=1e-4)
@@ -79,30 +80,6 @@ def update(vae: Vae, opt: Optimisers, video: Tensor, rate: float, kl_weight: flo
         loss, parts = vae_loss(vae, video.contiguous(memory_format=torch.channels_last_3d), kl_weight)
     loss.backward()
     return {**parts, "norm": opt.step(rate)}
-
-
-def try_rates(run: Run, vae: Vae, pool: PixelPool, batch: int, steps: int) -> tuple[float, float]:
-    """Trains with each of RATES for a moment and leaves `vae` as the best one has made it; returns its rates.
-
-    The best has the least mean loss over the last third of its steps. A rate that diverges costs ten seconds this way
-    instead of the stage.
-    """
-    start = {k: v.clone() for k, v in vae.state_dict().items()}
-    best: tuple[float, dict[str, Tensor], tuple[float, float]] = (float("inf"), start, RATES[0])
-    for rates in RATES:
-        vae.load_state_dict(start)
-        opt, losses = optimisers(vae, rates), []
-        for i in range(steps):
-            rate = schedule(i, i / steps, warmup=max(1, steps // 4), hold=0.4)
-            losses.append(update(vae, opt, pool.sample(batch, pool.s.frames), rate, 0.0)["loss"].detach())
-        late = torch.stack(losses[-max(1, steps // 3) :]).mean()
-        parallel.average([late])
-        value = float(late)
-        run.say(f"rates {rates}: loss {value:.4f} after {steps} steps")
-        if value < best[0]:
-            best = value, {k: v.clone() for k, v in vae.state_dict().items()}, rates
-    vae.load_state_dict(best[1])
-    return best[2]
 
 
 @torch.no_grad()
@@ -174,8 +151,11 @@ def train(o: Options) -> dict[str, Any]:
         vae.load_state_dict(run.saved["model"])
         rates = tuple(run.saved["rates"])
     else:
-        parallel.broadcast(vae.state_dict().values())
-        rates = try_rates(run, vae, pool, batch, o.pick(TRIAL, 2, 10))
+
+        def step(opt: Optimisers, rate: float) -> Tensor:
+            return update(vae, opt, pool.sample(batch, s.frames), rate, 0.0)["loss"]
+
+        rates = try_rates(run, vae, RATES, lambda r: optimisers(vae, r), step, o.pick(TRIAL, 2, 10))
     opt, ema = optimisers(vae, rates), Ema(vae, 0.998)
     if run.saved:
         opt.load(run.saved["opt"])

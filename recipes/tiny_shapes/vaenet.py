@@ -153,11 +153,27 @@ class Vae(nn.Module):
         self.conv1 = CausalConv3d(2 * s.z, 2 * s.z, (1, 1, 1))
         self.conv2 = CausalConv3d(s.z, s.z, (1, 1, 1))
         self.decoder = Half((s.z, wide[0]), "upsamples", up, wide[0], (wide[-1], 3))
-        # Little noise at first: with the unit noise of a fresh posterior, nothing gets through and the latents collapse.
-        nn.init.constant_(self.conv1.bias[s.z :], -5.0)
+        self.initialise()
         # Latent statistics; they live in the model's config, not in its weights file.
         self.register_buffer("mean", torch.zeros(1, s.z, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, s.z, 1, 1, 1), persistent=False)
+
+    def initialise(self) -> None:
+        """Start as a linear map that keeps the signal's size.
+
+        torch's own initialisation shrinks it to 0.58 in every convolution, and random residual branches drown what is left:
+        the colours of small shapes then take thousands of steps to come through.
+        """
+        with torch.no_grad():
+            for name, m in self.named_modules():
+                if name.endswith("residual.6"):
+                    nn.init.zeros_(m.weight)
+                elif isinstance(m, nn.Conv2d | nn.Conv3d) and ".residual." not in name and not name.endswith("proj"):
+                    nn.init.normal_(m.weight, std=m.weight[0].numel() ** -0.5)
+            # Little noise at first: with the unit noise of a fresh posterior nothing gets through, and the latents collapse.
+            z = self.conv2.in_channels
+            self.conv1.weight[z:] *= 0.1
+            nn.init.constant_(self.conv1.bias[z:], -5.0)
 
     def moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
         mean, logvar = self.conv1(self.encoder(video)).float().chunk(2, 1)

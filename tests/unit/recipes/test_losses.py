@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from recipes.tiny_shapes import losses, sampling, vae_train
+from recipes.tiny_shapes.common import Options, Run
 from recipes.tiny_shapes.nets import DENSE
-from recipes.tiny_shapes.optim import Muon, orthogonalise, schedule
+from recipes.tiny_shapes.optim import Muon, Optimisers, orthogonalise, schedule
+from recipes.tiny_shapes.rates import try_rates
 
 
 class Straight(torch.nn.Module):
@@ -101,3 +103,23 @@ def test_muon_steps_along_the_orthogonal_factor():
     exact = factor[0] @ factor[2]
     assert float((moved * exact).sum() / moved.norm() / exact.norm()) < -0.97
     assert moved.square().mean().sqrt() == pytest.approx(0.1 * 0.2, rel=0.2)
+
+
+def test_the_rate_that_learns_is_chosen_and_its_weights_kept(tmp_path):
+    """On a quadratic the first rate diverges and the last barely moves."""
+    run = Run("trial", Options(tmp_path, minutes=1, smoke=True, device="cpu"))
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 5.0)
+
+    def step(opt, rate):
+        loss = (model.weight - 1).square().sum()
+        loss.backward()
+        opt.step(rate)
+        return loss
+
+    def build(rates):
+        return Optimisers([], [model.weight], muon_lr=0, lr=rates[1], weight_decay=0.0)
+
+    chosen = try_rates(run, model, ((0.0, 50.0), (0.0, 0.3), (0.0, 1e-4)), build, step, 40)
+    assert chosen == (0.0, 0.3)
+    assert model.weight.item() == pytest.approx(1.0, abs=0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import socket
@@ -17,19 +18,35 @@ ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = Path(__file__).with_name("two_processes.py")
 
 
-def test_two_processes_train_like_one(tmp_path):
+def run_two(*command: str) -> None:
+    """Run a Python program in two processes that find each other, as torchrun would start them."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
+    meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     running = []
     for rank in range(2):
-        meet = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
         env = {**os.environ, **meet, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        command = [sys.executable, str(SCRIPT), str(tmp_path)]
-        running.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+        running.append(subprocess.Popen([sys.executable, *command], env=env, stderr=subprocess.PIPE, text=True))
     for process in running:
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error[-2000:]
+
+
+def test_all_stages_in_two_processes(tmp_path):
+    stages = "vae,teacher,student,sla,export"
+    run_two("-m", "recipes.tiny_shapes.all", "--smoke", "--device", "cpu", "--stages", stages, "--out", str(tmp_path))
+    for stage in ("vae", "teacher", "student", "sla"):
+        result = json.loads((tmp_path / stage / f"{stage}.json").read_text())
+        assert result["apart"] == 0.0, stage
+        rows = [json.loads(line) for line in (tmp_path / stage / "curve.jsonl").read_text().splitlines()]
+        assert [r["step"] for r in rows] == list(range(len(rows))), stage  # one writer, no step twice
+        assert result["steps"] == len(rows) > 0
+    assert (tmp_path / "export" / "tiny" / "dit.safetensors").is_file()
+
+
+def test_two_processes_train_like_one(tmp_path):
+    run_two(str(SCRIPT), str(tmp_path))
     a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert a["apart"] == b["apart"] == 0.0
     assert a["rows"] == b["rows"] == ["0", "1", "2", "3", "4"]
