@@ -1,0 +1,1 @@
+"""Kernels over torch-npu's ops. Importing this package imports nothing; its modules import torch."""
