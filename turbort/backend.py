@@ -97,6 +97,16 @@ class Backend(ABC):
         """Turn one denoising step into its fastest callable (CUDA graph, NPUGraph, XLA); identity by default."""
         return step
 
+    def emulate(self, chip: str = "") -> None:
+        """Replace the vendor's driver and arithmetic by stand-ins for the rest of this process, before torch is imported.
+
+        `chip` names what to emulate (default: the backend's choice). Devices found afterwards carry the feature
+        `emulated` and say so in their name. Raises InputError for a backend that has no emulator.
+        """
+        from turbort.errors import InputError
+
+        raise InputError(f"backend {self.name} cannot be emulated", fix="leave out --emulated")
+
     def explain(self, device: Device) -> Mapping[str, str]:
         """Rows for `turbort devices` and `turbort doctor`."""
         return device.details

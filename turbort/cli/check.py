@@ -26,28 +26,40 @@ def check(
     list_only: Annotated[bool, typer.Option("--list", help="Print the ids of the cases and stop.")] = False,
     every: Annotated[bool, typer.Option("--verbose", "-v", help="Show passing cases, too.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a support table in Markdown.")] = False,
+    emulated: Annotated[bool, typer.Option("--emulated", help="On the backend's emulated driver: proves wiring, not hardware.")] = False,
     json: options.Json = False,
 ) -> None:
     """Run the conformance suite on a backend. Exit code 1 when a case fails or a waived one passes."""
+    if emulated:
+        from turbort.registry import Registry
+
+        Registry().backend(backend).emulate()
     from turbort.testing import Suite, counts
 
     suite = Suite(backend, device=device, op=op, precision=precision, sample=sample, large=large)
+    label = "emulated" if "emulated" in suite.device.features else ""
     if list_only:
         for case_id in suite.ids:
-            ui.result(case_id)
+            ui.result(f"{case_id} {label}".rstrip())
         return
     results = _run(suite)
     totals = counts(results)
     if json:
         ui.emit_json(
-            {"backend": backend, "device": suite.device.name, "counts": totals, "results": [found.row() for found in results]}
+            {
+                "backend": backend,
+                "device": suite.device.name,
+                "evidence": label or "device",
+                "counts": totals,
+                "results": [{**found.row(), "evidence": label or "device"} for found in results],
+            }
         )
     elif markdown:
         from turbort.testing.report import markdown as support_table
 
         ui.result(support_table(f"`{backend}` on {suite.device.name}", results))
     else:
-        _print(results, every)
+        _print(results, every, label)
     text = ", ".join(f"{count} {name}" for name, count in totals.items())
     bad = any(found.outcome.bad for found in results)
     ui.say(f"{backend} on {suite.device.name}: {text}", "bad" if bad else "good")
@@ -70,13 +82,16 @@ def _run(suite: Suite) -> list[Result]:
     return found
 
 
-def _print(results: list[Result], every: bool) -> None:
-    """One row per kernel and precision, then the cases that need attention (with `--verbose`, all of them)."""
+def _print(results: list[Result], every: bool, label: str) -> None:
+    """One row per kernel and precision, then the cases that need attention (with `--verbose`, all of them).
+
+    `label` says in every row when the results come from an emulated device.
+    """
     from turbort.testing.report import COLUMNS, grouped
 
     groups = {id(group): group for group in grouped(results)}
-    rows = [{**group.row(), "key": key} for key, group in groups.items()]
-    ui.table(rows, COLUMNS, styles=lambda row: "bad" if groups[row["key"]].bad else None)
+    rows = [{**group.row(), "evidence": label, "key": key} for key, group in groups.items()]
+    ui.table(rows, ("evidence", *COLUMNS), styles=lambda row: "bad" if groups[row["key"]].bad else None)
     quiet = {"pass", "rejected"}
     cases: list[dict[str, Any]] = [
         {
@@ -85,9 +100,10 @@ def _print(results: list[Result], every: bool) -> None:
             "case": found.id,
             "check": ", ".join(filter(None, (found.check, *found.also))),
             "message": found.message,
+            "evidence": label,
         }
         for found in results
         if every or found.outcome.value not in quiet
     ]
     if cases:
-        ui.table(cases, ("", "case", "check", "message"), styles=lambda row: STYLES.get(row["outcome"], "quiet"))
+        ui.table(cases, ("", "evidence", "case", "check", "message"), styles=lambda row: STYLES.get(row["outcome"], "quiet"))
