@@ -57,7 +57,6 @@ QUOTES: Mapping[str, Quote] = {
     "fusion-heads": Quote("npu_fusion_attention", "Nq取值范围1~256"),
     "fusion-graph": Quote("npu_fusion_attention", "该接口暂不支持图模式, 不支持aclgraph."),
     "fusion-products": Quote("npu_fusion_attention", "支持的型号 Atlas A2 训练系列产品"),
-    "rotary-products": Quote("npu_rotary_mul", "支持Atlas A2训练系列产品，Atlas A3训练系列产品"),
     "rotary-310p": Quote(
         "npu_rotary_mul", "aclop only support rotary_mode with half", "message of torch-npu 2.13.0's own host code for Ascend310P3"
     ),

@@ -69,8 +69,8 @@ def test_a_refusal_names_the_number_and_quotes_the_vendor(
 
 
 def test_every_quote_is_behind_a_refusal() -> None:
-    # These two speak of the whole op, not of a call: `capturable=False`, and the products an op's page lists.
-    elsewhere = {"fusion-graph", "rotary-products"}
+    # This one speaks of the whole op, not of a call: `capturable=False`.
+    elsewhere = {"fusion-graph"}
     assert {row[5] for row in REFUSED} | elsewhere == set(QUOTES)
 
 
