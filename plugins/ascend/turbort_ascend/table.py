@@ -18,7 +18,7 @@ _HALF = ("fp16", "bf16")
 _TOKENS = ("int8-token",)
 _KERNELS = "turbort_ascend.kernels"
 _PLAIN = (
-    "attention", "sla_attention", "norm_modulate", "layer_norm", "rms_norm", "gated_residual", "gated_residual_norm_modulate",
+    "norm_modulate", "layer_norm", "rms_norm", "gated_residual", "gated_residual_norm_modulate",
     "qk_norm_rope", "gelu_quant", "patchify", "unpatchify", "causal_conv3d", "vae_norm_silu", "vae_upsample", "linear",
 )  # fmt: skip
 
@@ -105,6 +105,10 @@ def _attention() -> Iterator[Kernel]:
         requires=_needs("npu_block_sparse_attention"),
         priority=20,
     )
+
+
+    yield Kernel("attention", "plain", f"{_KERNELS}.attention:plain", FLOATS, priority=-10)
+    yield Kernel("sla_attention", "gathered", f"{_KERNELS}.attention:gathered", FLOATS, priority=-10)
 
 
 def _inputs(name: str, quote: str) -> r.Rule:

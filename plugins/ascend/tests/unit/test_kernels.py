@@ -119,7 +119,7 @@ def test_rope_turns_interleaved_pairs(dtype: torch.dtype) -> None:
     assert nmse(got, wanted) < 3e-5
 
 
-@pytest.mark.parametrize("kernel", [attention.fused_infer, attention.fusion, attention.prompt_flash])
+@pytest.mark.parametrize("kernel", [attention.fused_infer, attention.fusion, attention.prompt_flash, attention.plain])
 def test_dense_attention_agrees_with_the_reference(kernel: Callable[..., torch.Tensor]) -> None:
     q, k, v = (draw(2, length, 3, 64, seed=seed, dtype=torch.float16) for seed, length in enumerate((33, 65, 65)))
     got = kernel(q, k, v)
@@ -128,10 +128,11 @@ def test_dense_attention_agrees_with_the_reference(kernel: Callable[..., torch.T
 
 
 @pytest.mark.parametrize(("length", "topk"), [(300, 0.4), (128, 1.0), (577, 0.1)])
-def test_block_sparse_attention_sees_the_blocks_of_the_reference(length: int, topk: float) -> None:
+@pytest.mark.parametrize("kernel", [attention.block_sparse, attention.gathered])
+def test_sparse_attention_sees_the_blocks_of_the_reference(kernel: Callable[..., torch.Tensor], length: int, topk: float) -> None:
     q, k, v = (draw(2, length, 2, 64, seed=seed) for seed in range(3))
     proj, bias = draw(64, 64, seed=4, scale=0.1), draw(64, seed=5, scale=0.1)
-    got = attention.block_sparse(q, k, v, proj, bias, topk=topk, block=(64, 128))
+    got = kernel(q, k, v, proj, bias, topk=topk, block=(64, 128))
     assert nmse(got, ops.sla_attention(q, k, v, proj, bias, topk=topk, block=(64, 128))) < 1e-9
 
 

@@ -68,7 +68,8 @@ def linear_w8a8(
 ) -> Tensor:  # fmt: skip
     """`turbort.ops.linear` at w8a8: `npu_dynamic_quant` (unless x is quantised), then `npu_quant_matmul`.
 
-    The bias is added by the op in float32 after both scales; the epilogue runs in float32 on its 16-bit output.
+    The op adds the bias after both scales (in the output's dtype or float32, as its table allows); the epilogue runs in
+    float32 on its 16-bit output.
     """
     q = x if isinstance(x, QTensor) else tokens(x)
     if q.scheme != "int8-token":
@@ -78,7 +79,7 @@ def linear_w8a8(
         weight.values,
         weight.scales,
         pertoken_scale=q.scales.reshape(-1),
-        bias=None if bias is None else bias.to(torch.float32),
+        bias=bias if bias is None or bias.dtype == q.dtype else bias.to(torch.float32),
         output_dtype=q.dtype,
     )
     return epilogue(y.view(*q.shape[:-1], y.shape[-1]), activation, residual, gate)

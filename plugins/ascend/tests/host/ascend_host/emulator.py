@@ -111,7 +111,13 @@ class Emulator(TorchDispatchMode):
         if not mine and (device is None or device.type != "npu"):
             return func(*args, **options)
         name = str(func._schema.name) + (f".{func._schema.overload_name}" if func._schema.overload_name else "")
-        if func.is_view or name in REAL:
+        if name in REAL:
+            return func(*args, **options)
+        if func.is_view:
+            # In inference mode composite ops arrive whole, and one such as `to` only views when it need not copy.
+            if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+                with self:
+                    return func.decompose(*args, **options)
             return func(*args, **options)
         if name == "aten::_local_scalar_dense":
             return func(_on_cpu(args[0]))
