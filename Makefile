@@ -60,3 +60,5 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 clean:
 	rm -rf $(VENV) build dist site
+
+include $(wildcard plugins/*/checks.mk)

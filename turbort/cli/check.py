@@ -26,7 +26,7 @@ def check(
     list_only: Annotated[bool, typer.Option("--list", help="Print the ids of the cases and stop.")] = False,
     every: Annotated[bool, typer.Option("--verbose", "-v", help="Show passing cases, too.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a support table in Markdown.")] = False,
-    emulated: Annotated[bool, typer.Option("--emulated", help="On the backend's emulated driver: proves wiring, not hardware.")] = False,
+    emulated: Annotated[bool, typer.Option("--emulated", help="On an emulated driver: proves wiring, not hardware.")] = False,
     json: options.Json = False,
 ) -> None:
     """Run the conformance suite on a backend. Exit code 1 when a case fails or a waived one passes."""

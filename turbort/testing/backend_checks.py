@@ -147,11 +147,10 @@ def offers(suite: Suite) -> None:
         if spec is None or kernel.requires - suite.device.features:
             continue
         for name in kernel.precisions:
-            dtype = FLOAT_DTYPES.get(name, torch.float32)
-            if str(dtype).removeprefix("torch.") not in suite.device.dtypes:
-                continue
-            calls = (_arguments(sample, dtype).call(spec.name) for sample in samples_of(spec))
-            if all(kernel.refusal(call, name, suite.device) for call in calls):
+            floats = [FLOAT_DTYPES[name]] if name in FLOAT_DTYPES else list(FLOAT_DTYPES.values())
+            dtypes = [dtype for dtype in floats if str(dtype).removeprefix("torch.") in suite.device.dtypes]
+            calls = [_arguments(sample, dtype).call(spec.name) for dtype in dtypes for sample in samples_of(spec)]
+            if calls and all(kernel.refusal(call, name, suite.device) for call in calls):
                 idle.append(f"{kernel.op}/{kernel.name} at {name}")
     if idle:
         raise CheckFailed("offers", f"accepts no sample: {', '.join(idle)}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from turbort import Backend, hookimpl
-
 from turbort_ascend.backend import Ascend
 
 

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from turbort import Backend, Device, Kernel, MemoryStats, Unavailable
-
 from turbort_ascend.device import EMULATED, find_devices
 from turbort_ascend.table import kernel_table
 

@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from typing import Any
 
 from turbort import Device, Unavailable
-
 from turbort_ascend.soc import FAMILIES, Family, family_of
 
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
@@ -37,13 +36,18 @@ _CANN = "install CANN, `source set_env.sh` of its toolkit in this shell, then ru
 def find_devices() -> list[Device] | Unavailable:
     """The NPUs of this machine, or why there are none."""
     if find_spec("torch_npu") is None:
-        return Unavailable("torch-npu is not installed", "pip install torch-npu==VERSION, the VERSION of your torch (2.13.0 for torch 2.13.0)")
+        return Unavailable(
+            "torch-npu is not installed", "pip install torch-npu==VERSION, the VERSION of your torch (2.13.0 for torch 2.13.0)"
+        )
     try:
         torch = load_torch_npu()
     except Exception as error:  # noqa: BLE001 - a vendor package without its driver can raise anything
         return Unavailable(f"torch-npu is installed but does not load: {_first_line(error)}", _fix(str(error)))
     if not torch.npu.is_available():
-        return Unavailable("torch-npu loads, but AscendCL reports no device", "check the driver with `npu-smi info`, and ASCEND_RT_VISIBLE_DEVICES")
+        return Unavailable(
+            "torch-npu loads, but AscendCL reports no device",
+            "check the driver with `npu-smi info`, and ASCEND_RT_VISIBLE_DEVICES",
+        )
     return [_device(torch, index) for index in range(torch.npu.device_count())]
 
 
@@ -69,7 +73,9 @@ def _no_autoload() -> Iterator[None]:
             os.environ[AUTOLOAD] = before
 
 
-def make_device(chip: str, *, index: int = 0, memory: int | None = None, features: frozenset[str] = frozenset(), emulated: bool = False) -> Device:
+def make_device(
+    chip: str, *, index: int = 0, memory: int | None = None, features: frozenset[str] = frozenset(), emulated: bool = False
+) -> Device:
     """A Device for a chip by name, with the truth table of its family.
 
     A chip that no family knows gets float32 and float16 and no feature of its own.

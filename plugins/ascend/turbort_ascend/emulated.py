@@ -12,7 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from turbort import InputError, UnavailableError
-
 from turbort_ascend.soc import FAMILIES, family_of
 
 HOST = Path(__file__).resolve().parents[1] / "tests" / "host"
@@ -35,11 +34,15 @@ def start(chip: str, *, arithmetic: bool = True) -> None:
             raise InputError(f"this process already emulates {_state['chip']}, not {chip}", fix="start another process")
         return
     if family_of(chip) is None:
-        raise InputError(f"no chip family matches {chip!r}", tried=[f"known: {', '.join(name for row in FAMILIES for name in row.chips)}"])
+        raise InputError(
+            f"no chip family matches {chip!r}", tried=[f"known: {', '.join(name for row in FAMILIES for name in row.chips)}"]
+        )
     if find_spec("torch_npu") is None:
         raise UnavailableError("emulation runs the real torch-npu, which is not installed", fix="make ascend-venv")
     if not (HOST / "ascend_host").is_dir():
-        raise UnavailableError("the emulated driver is part of turbort's sources, not of its wheel", fix="run from a checkout: pip install -e .")
+        raise UnavailableError(
+            "the emulated driver is part of turbort's sources, not of its wheel", fix="run from a checkout: pip install -e ."
+        )
     if str(HOST) not in sys.path:
         sys.path.append(str(HOST))
     os.environ["FAKE_ACL_SOC"] = chip

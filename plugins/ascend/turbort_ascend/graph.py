@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+
 from turbort.kernel import Kernel
 from turbort.op import slots
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from turbort import Device, InputError, UnavailableError
-
 from turbort_ascend.build import shared_library
 
 log = logging.getLogger("turbort")
@@ -41,7 +40,9 @@ def pool_library() -> Path:
     import torch_npu  # type: ignore[import-not-found,unused-ignore]
 
     headers = Path(torch_npu.__file__).parent / "include"
-    return shared_library("libturbort_pool.so", [Path(__file__).with_name("pool.c")], include=[headers], flags=["-ldl", "-lpthread"])
+    return shared_library(
+        "libturbort_pool.so", [Path(__file__).with_name("pool.c")], include=[headers], flags=["-ldl", "-lpthread"]
+    )
 
 
 @cache

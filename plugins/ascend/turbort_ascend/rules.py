@@ -13,7 +13,6 @@ from typing import Any
 
 from turbort import Call, Device
 from turbort.kernel import Rejects, TensorSpec
-
 from turbort_ascend.device import family
 
 
@@ -33,7 +32,9 @@ QUOTES: Mapping[str, Quote] = {
     "pertoken-310p": Quote("npu_quant_matmul", "Atlas 推理系列加速卡产品: 不支持pertoken_scale."),
     "last-dim": Quote("npu_quant_matmul", "x1与x2最后一维的shape大小不能超过65535"),
     "dynamic-dtype": Quote("npu_dynamic_quant", "数据类型支持torch.float16、torch.bfloat16"),
-    "dynamic-products": Quote("npu_dynamic_quant", "支持的型号: Atlas A2 训练系列产品/Atlas 800I A2 推理产品 Atlas A3 训练系列产品"),
+    "dynamic-products": Quote(
+        "npu_dynamic_quant", "支持的型号: Atlas A2 训练系列产品/Atlas 800I A2 推理产品 Atlas A3 训练系列产品"
+    ),
     "group-310p": Quote("npu_weight_quant_batchmatmul", "Atlas 推理系列加速卡产品: per-tensor、per-channel"),
     "group-size": Quote("npu_weight_quant_batchmatmul", "per-group场景下要求传入值的范围为[32, K-1]且必须是32的倍数"),
     "kn-range": Quote("npu_weight_quant_batchmatmul", "K、N的范围为[1, 65535]"),
@@ -51,16 +52,23 @@ QUOTES: Mapping[str, Quote] = {
     ),
     "heads": Quote("npu_prompt_flash_attention", "支持N轴小于等于256"),
     "head-dim": Quote("npu_prompt_flash_attention", "支持D轴小于等于512. input_layout为BSH或者BSND时, 要求N*D小于65535"),
-    "seq-310p": Quote("npu_prompt_flash_attention", "Atlas 推理系列加速卡产品: 支持B轴小于等于128. 支持N轴小于等于256. 支持S轴小于等于65535(64k)"),
+    "seq-310p": Quote(
+        "npu_prompt_flash_attention",
+        "Atlas 推理系列加速卡产品: 支持B轴小于等于128. 支持N轴小于等于256. 支持S轴小于等于65535(64k)",
+    ),
     "dtype-310p": Quote("npu_prompt_flash_attention", "Atlas 推理系列加速卡产品: 数据类型支持float16."),
     "aligned-dim": Quote("npu_prompt_flash_attention", "暂不支持D不对齐场景"),
     "fusion-heads": Quote("npu_fusion_attention", "Nq取值范围1~256"),
     "fusion-graph": Quote("npu_fusion_attention", "该接口暂不支持图模式, 不支持aclgraph."),
     "fusion-products": Quote("npu_fusion_attention", "支持的型号 Atlas A2 训练系列产品"),
     "rotary-310p": Quote(
-        "npu_rotary_mul", "aclop only support rotary_mode with half", "message of torch-npu 2.13.0's own host code for Ascend310P3"
+        "npu_rotary_mul",
+        "aclop only support rotary_mode with half",
+        "message of torch-npu 2.13.0's own host code for Ascend310P3",
     ),
-    "rotary-size": Quote("npu_rotary_mul", "interleave模式： input: layout支持: BNSD、BSND、SBND; B * N < 1000; D < 896, 且D为2的倍数"),
+    "rotary-size": Quote(
+        "npu_rotary_mul", "interleave模式： input: layout支持: BNSD、BSND、SBND; B * N < 1000; D < 896, 且D为2的倍数"
+    ),
     "rotary-layout": Quote("npu_rotary_mul", "input为BSND: 1S1D"),
     "rms-dtype": Quote("npu_rms_norm", "输入数据类型仅支持float16、bfloat16和float32"),
 }
@@ -151,7 +159,7 @@ def groups_of_128(call: Call, _: Device) -> str | None:
 
 def sparse_blocks(call: Call, _: Device) -> str | None:
     """Refuse SLA geometries and head sizes that the block-sparse op lacks."""
-    _, key_block = call["block"] or (64, 128)
+    key_block = (call["block"] or (64, 128))[1]
     d = _shape(call, "q")[-1]
     if key_block % 128:
         return refuse(f"key blocks have {key_block} tokens", "sparse-block")
@@ -184,7 +192,7 @@ def short_sequences(call: Call, device: Device) -> str | None:
 
 def rotary_sizes(call: Call, _: Device) -> str | None:
     """Refuse head counts, head sizes and rotation tables that the interleaved rotary op lacks."""
-    batch, _, width = _shape(call, "x")
+    batch, width = _shape(call, "x")[0], _shape(call, "x")[-1]
     heads = int(call["heads"])
     d = width // heads
     if batch * heads >= 1000:
@@ -193,6 +201,31 @@ def rotary_sizes(call: Call, _: Device) -> str | None:
         return refuse(f"D is {d}", "rotary-size")
     axes = len(_shape(call, "cos"))
     return refuse(f"cos has {axes} axes: one table per batch item", "rotary-layout") if axes != 2 else None
+
+
+MOST_PROGRAMS = 65535
+"""Triton-Ascend starts at most this many programs (its coreDim is an unsigned 16-bit number)."""
+
+
+def matmul_grid(call: Call, _: Device) -> str | None:
+    """Refuse products whose 128 x 128 tiles exceed one launch."""
+    rows, n = prod(_shape(call, "x")[:-1]), _shape(call, "weight")[0]
+    return _grid(-(-rows // 128) * -(-n // 128))
+
+
+def attention_grid(call: Call, _: Device) -> str | None:
+    """Refuse attention whose query tiles exceed one launch, and head sizes that the kernels were not compiled for."""
+    batch, length, heads, d = _shape(call, "q")
+    rows, keys = call["block"] or (128, 64)
+    if d not in (64, 128):
+        return f"head_dim is {d}; the Triton kernels are checked for 64 and 128"
+    if (rows, keys) not in ((128, 64), (64, 128)):
+        return f"tiles of {rows} x {keys}; the Triton kernels are checked for 128 x 64 and 64 x 128"
+    return _grid(-(-length // rows) * heads * batch)
+
+
+def _grid(programs: int) -> str | None:
+    return f"{programs} tiles exceed the {MOST_PROGRAMS} programs of one Triton launch" if programs > MOST_PROGRAMS else None
 
 
 def _shape(call: Call, name: str) -> tuple[int, ...]:

@@ -35,7 +35,9 @@ _BASE = frozenset({"float32", "float16", "int8"})
 FAMILIES = (
     Family("310P", ("Ascend310P*",), "Atlas 推理系列加速卡产品", _BASE, triton=False, graph=False),
     Family("A2", ("Ascend910B*",), "Atlas A2 训练系列产品/Atlas 800I A2 推理产品", _BASE | {"bfloat16"}, triton=True, graph=True),
-    Family("A3", ("Ascend910_93*",), "Atlas A3 训练系列产品/Atlas A3 推理系列产品", _BASE | {"bfloat16"}, triton=True, graph=True),
+    Family(
+        "A3", ("Ascend910_93*",), "Atlas A3 训练系列产品/Atlas A3 推理系列产品", _BASE | {"bfloat16"}, triton=True, graph=True
+    ),
     Family(
         "A5",
         ("Ascend950*", "Ascend910_95*"),

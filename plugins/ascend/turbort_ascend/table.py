@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from turbort import Kernel
-from turbort.kernel import Rejects
+from turbort import Call, Device, Kernel
+from turbort.kernel import Rejects, TensorSpec
 from turbort.precision import FLOATS
-
 from turbort_ascend import rules as r
 
 _HALF = ("fp16", "bf16")
@@ -28,6 +27,7 @@ def kernel_table() -> Iterator[Kernel]:
     yield from _linear()
     yield from _attention()
     yield from _quantising()
+    yield from _triton()
     for op in _PLAIN:
         yield Kernel(op, "torch", f"turbort.ops:{op}", FLOATS, priority=-10)
 
@@ -71,7 +71,7 @@ def _attention() -> Iterator[Kernel]:
         "fused-infer",
         f"{_KERNELS}.attention:fused_infer",
         _HALF,
-        rejects=r.rules(r.not_on("infer-products", "310P"), _inputs("q", "weight-dtype"), r.attention_sizes),
+        rejects=r.rules(r.not_on("infer-products", "310P"), r.attention_sizes),
         requires=_needs("npu_fused_infer_attention_score"),
         priority=20,
     )
@@ -90,8 +90,8 @@ def _attention() -> Iterator[Kernel]:
         "prompt-flash",
         f"{_KERNELS}.attention:prompt_flash",
         ("fp16",),
-        rejects=r.rules(r.only_on("dtype-310p", "310P"), _inputs("q", "dtype-310p"), r.short_sequences, r.attention_sizes),
-        requires=_needs("npu_prompt_flash_attention"),
+        rejects=r.rules(r.dtype_is("q", "dtype-310p", "float16"), r.short_sequences, r.attention_sizes),
+        requires=_needs("npu_prompt_flash_attention", "310P"),
         priority=20,
     )
     yield Kernel(
@@ -106,14 +106,28 @@ def _attention() -> Iterator[Kernel]:
         priority=20,
     )
 
-
     yield Kernel("attention", "plain", f"{_KERNELS}.attention:plain", FLOATS, priority=-10)
     yield Kernel("sla_attention", "gathered", f"{_KERNELS}.attention:gathered", FLOATS, priority=-10)
 
 
-def _inputs(name: str, quote: str) -> r.Rule:
-    halves = ("float16",) if quote == "dtype-310p" else ("float16", "bfloat16")
-    return r.dtype_is(name, quote, *halves)
+def _triton() -> Iterator[Kernel]:
+    """Our own kernels, where Triton-Ascend is installed: what no vendor op computes on these chips."""
+    ops, needs = f"{_KERNELS}.triton_ops", _needs("triton")
+    half = ("float16", "bfloat16")
+    block = r.rules(_floats("x", *half), r.two_axes, r.not_empty, r.matmul_grid)
+    yield Kernel("linear", "triton-block128", f"{ops}:linear_block128", ("w8a8-block128",), block, needs, 20)
+    tiles = r.rules(_floats("q", *half), r.attention_grid)
+    yield Kernel("attention", "triton-int8", f"{ops}:attention_int8", ("int8",), tiles, needs, 20)
+    yield Kernel("sla_attention", "triton-int8", f"{ops}:sla_int8", ("int8",), tiles, needs, 20)
+
+
+def _floats(name: str, *dtypes: str) -> r.Rule:
+    def rule(call: Call, _: Device) -> str | None:
+        spec = call[name]
+        wrong = isinstance(spec, TensorSpec) and spec.dtype.startswith(("float", "bfloat")) and spec.dtype not in dtypes
+        return f"{name} is {spec.dtype}; the Triton kernels are checked for {' and '.join(dtypes)}" if wrong else None
+
+    return rule
 
 
 def _quantising() -> Iterator[Kernel]:
@@ -123,7 +137,9 @@ def _quantising() -> Iterator[Kernel]:
     norms = f"{_KERNELS}.norm"
     for op in ("layer_norm", "norm_modulate", "gated_residual_norm_modulate"):
         yield Kernel(op, "layer-norm", f"{norms}:{op}", _HALF, half, _needs("npu_dynamic_quant"), 20, emits=_TOKENS)
-    yield Kernel("rms_norm", "rms-norm", f"{norms}:rms_norm", _HALF, half, _needs("npu_rms_norm", "npu_dynamic_quant"), 20, emits=_TOKENS)
+    yield Kernel(
+        "rms_norm", "rms-norm", f"{norms}:rms_norm", _HALF, half, _needs("npu_rms_norm", "npu_dynamic_quant"), 20, emits=_TOKENS
+    )
     rotary = r.rules(r.not_on("rotary-310p", "310P"), r.dtype_is("x", "rms-dtype", "float16", "bfloat16"), r.rotary_sizes)
     yield Kernel("qk_norm_rope", "rotary", f"{norms}:qk_norm_rope", _HALF, rotary, _needs("npu_rms_norm", "npu_rotary_mul"), 20)
     quant = f"{_KERNELS}.quant"

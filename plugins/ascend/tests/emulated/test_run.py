@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from turbort.job import Job
 
 JOB = Job("a red circle moves right", seed=3)
@@ -18,7 +19,9 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255.0**2 / error)) if error else float("inf")
 
 
-def run(little: Path, registry: Any, on: str | None, jobs: list[Job] | None = None, profile_name: str = "ascend910") -> tuple[list[np.ndarray], dict[str, Any]]:
+def run(
+    little: Path, registry: Any, on: str | None, jobs: list[Job] | None = None, profile_name: str = "ascend910"
+) -> tuple[list[np.ndarray], dict[str, Any]]:
     from turbort.models.tiny import read_spec
     from turbort.profile import load_profile
     from turbort.session import Session

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -20,7 +19,7 @@ def missing() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def torch() -> Iterator[Any]:
+def torch() -> Any:
     """torch, with torch_npu loaded over the emulated driver (no arithmetic)."""
     reason = missing()
     if reason:
@@ -31,7 +30,7 @@ def torch() -> Iterator[Any]:
     emulated.start(os.environ.get("TURBORT_ASCEND_CHIP", "Ascend910B3"), arithmetic=False)
     import torch
 
-    yield torch
+    return torch
 
 
 @pytest.fixture

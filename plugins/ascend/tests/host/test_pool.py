@@ -166,8 +166,9 @@ def test_a_pool_that_leaks_is_seen(torch: Any, device: Any) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("TURBORT_ASCEND_POOL", "arena"), ("TURBORT_ASCEND_POOL_LIMIT", "40GiB")])
 def test_settings_that_make_no_sense_are_refused(device: Any, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    from turbort import InputError
     from turbort_ascend.pool import AclPool
+
+    from turbort import InputError
 
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=value):
@@ -175,8 +176,9 @@ def test_settings_that_make_no_sense_are_refused(device: Any, monkeypatch: pytes
 
 
 def test_a_compiler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from turbort import UnavailableError
     from turbort_ascend import build
+
+    from turbort import UnavailableError
 
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     with pytest.raises(UnavailableError, match="no C compiler"):

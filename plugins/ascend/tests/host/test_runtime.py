@@ -1,4 +1,4 @@
-"""torch-npu's own runtime over the emulated driver: evidence level 1 of docs/ascend.md, for the allocator and what hangs on it."""
+"""torch-npu's own runtime over the emulated driver: evidence level 1 of docs/ascend.md."""
 
 from __future__ import annotations
 
@@ -134,7 +134,9 @@ from ascend_host.driver import stats
 def fresh(code: str, **environment: str) -> str:
     """Output of a new process; settings that torch-npu reads once need one."""
     text = FRESH.format(environment=environment) + textwrap.dedent(code)
-    answer = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=200, env=_environment())
+    answer = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, check=False, timeout=200, env=_environment()
+    )
     assert answer.returncode == 0, answer.stderr[-2000:]
     return answer.stdout
 
@@ -189,5 +191,7 @@ def test_the_allocator_swap_that_turbort_avoids_still_kills_the_process(torch: A
         torch.npu.memory_allocated()
         """
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200, env=_environment())
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=200, env=_environment()
+    )
     assert answer.returncode != 0

@@ -34,7 +34,9 @@ for model in {models!r}:
 
 def run(code: str) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=580, env=environment)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=580, env=environment
+    )
     assert answer.returncode == 0, answer.stderr[-3000:]
     return answer.stdout
 
@@ -57,5 +59,7 @@ def test_what_is_asked_of_the_device_is_what_was_reviewed(chip: str, tmp_path: P
             golden.parent.mkdir(parents=True, exist_ok=True)
             golden.write_text(text, encoding="utf-8")
         reviewed = golden.read_text(encoding="utf-8")
-        diff = "\n".join(difflib.unified_diff(reviewed.splitlines(), text.splitlines(), "reviewed", "asked now", n=1, lineterm=""))
+        diff = "\n".join(
+            difflib.unified_diff(reviewed.splitlines(), text.splitlines(), "reviewed", "asked now", n=1, lineterm="")
+        )
         assert not diff, diff[:4000]

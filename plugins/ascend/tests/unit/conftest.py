@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import turbort_ascend
+from turbort_ascend.device import OPS, make_device
+
 from turbort.backend import Device
 from turbort.registry import Registry
-from turbort_ascend.device import OPS, make_device
 
 EVERYTHING = frozenset(OPS) | {"npugraph"}
 CHIPS = {"310P": "Ascend310P3", "A2": "Ascend910B3", "A3": "Ascend910_9391", "A5": "Ascend950PR_9589"}

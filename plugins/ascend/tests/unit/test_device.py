@@ -7,11 +7,12 @@ import sys
 from types import ModuleType
 
 import pytest
-from turbort.backend import Device, Unavailable
 from turbort_ascend import device
 from turbort_ascend.backend import Ascend
 from turbort_ascend.device import find_devices, make_device
 from turbort_ascend.soc import family_of
+
+from turbort.backend import Device, Unavailable
 
 CHIPS = {"310P": "Ascend310P3", "A2": "Ascend910B3", "A3": "Ascend910_9391", "A5": "Ascend950PR_9589"}
 
@@ -19,8 +20,8 @@ CHIPS = {"310P": "Ascend310P3", "A2": "Ascend910B3", "A3": "Ascend910_9391", "A5
 @pytest.mark.parametrize(
     ("name", "family"),
     [
-        ("Ascend310P3", "310P"), ("Ascend910B1", "A2"), ("Ascend910B4-1", "A2"), ("Ascend910_9391", "A3"), ("Ascend910_9362", "A3"),
-        ("Ascend950PR_9589", "A5"), ("Ascend950DT_9571", "A5"), ("Ascend910_9589", "A5"),
+        ("Ascend310P3", "310P"), ("Ascend910B1", "A2"), ("Ascend910B4-1", "A2"), ("Ascend910_9391", "A3"),
+        ("Ascend910_9362", "A3"), ("Ascend950PR_9589", "A5"), ("Ascend950DT_9571", "A5"), ("Ascend910_9589", "A5"),
     ],
 )  # fmt: skip
 def test_a_chip_belongs_to_its_family(name: str, family: str) -> None:
@@ -38,7 +39,13 @@ def test_a_chip_nobody_knows_gets_no_family_and_little_trust() -> None:
 
 @pytest.mark.parametrize(
     ("family", "dtype", "computes"),
-    [("310P", "bfloat16", False), ("310P", "float16", True), ("A2", "bfloat16", True), ("A3", "float8_e4m3fn", False), ("A5", "float8_e4m3fn", True)],
+    [
+        ("310P", "bfloat16", False),
+        ("310P", "float16", True),
+        ("A2", "bfloat16", True),
+        ("A3", "float8_e4m3fn", False),
+        ("A5", "float8_e4m3fn", True),
+    ],
 )
 def test_dtype_truth_table(family: str, dtype: str, computes: bool) -> None:
     assert (dtype in make_device(CHIPS[family]).dtypes) is computes
@@ -73,7 +80,9 @@ def test_without_torch_npu_there_is_a_reason_and_a_command(monkeypatch: pytest.M
         (RuntimeError("torch_npu 2.13.0 was built for torch 2.13.0"), "version equals your torch's"),
     ],
 )
-def test_a_torch_npu_that_does_not_load_is_unavailable_and_not_a_crash(monkeypatch: pytest.MonkeyPatch, error: Exception, fix: str) -> None:
+def test_a_torch_npu_that_does_not_load_is_unavailable_and_not_a_crash(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, fix: str
+) -> None:
     def broken() -> object:
         raise error
 
@@ -96,9 +105,20 @@ def test_no_card_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_importing_the_plugin_loads_no_torch() -> None:
-    code = "import sys, turbort_ascend; [b.kernels() for b in turbort_ascend.turbort_backends()]; print('torch' in sys.modules, 'torch_npu' in sys.modules)"
+    code = """
+import sys, turbort_ascend
+for backend in turbort_ascend.turbort_backends():
+    list(backend.kernels())
+print("torch" in sys.modules, "torch_npu" in sys.modules)
+"""
     path = ":".join(filter(None, sys.path))
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"})
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"},
+    )
     assert answer.stdout.split() == ["False", "False"]
 
 

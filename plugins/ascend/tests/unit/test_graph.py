@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from turbort import ops
-from turbort.op import slots
+from torch import nn
 from turbort_ascend.backend import Ascend
 from turbort_ascend.device import OPS, make_device
 from turbort_ascend.graph import GraphStep, uncapturable
 from turbort_ascend.table import kernel_table
-from turbort.op import slot
-from torch import nn
+
+from turbort import ops
+from turbort.op import slot, slots
 
 
 class Step(nn.Module):

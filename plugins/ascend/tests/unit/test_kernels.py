@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from ascend_host import references
+from turbort_ascend.kernels import attention, linear, norm, quant
+
 from turbort import ops
 from turbort.quant.qtensor import QTensor
 from turbort.quant.schemes import quantize
-from turbort_ascend.kernels import attention, linear, norm, quant
 
 FORMULAS = SimpleNamespace(**{name.partition("::")[2]: function for name, function in references.REFERENCES.items()})
 DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -88,14 +89,22 @@ NORMS: list[tuple[str, Callable[[torch.dtype], tuple[Any, ...]]]] = [
     ("rms_norm", lambda d: (draw(2, 7, 64, dtype=d), draw(64, seed=1, dtype=d))),
     (
         "gated_residual_norm_modulate",
-        lambda d: (draw(1, 7, 64, dtype=d), draw(1, 7, 64, seed=1, dtype=d), draw(1, 1, 64, seed=2), draw(1, 1, 64, seed=3), draw(1, 1, 64, seed=4)),
+        lambda d: (
+            draw(1, 7, 64, dtype=d),
+            draw(1, 7, 64, seed=1, dtype=d),
+            draw(1, 1, 64, seed=2),
+            draw(1, 1, 64, seed=3),
+            draw(1, 1, 64, seed=4),
+        ),
     ),
 ]
 
 
 @DTYPES
 @pytest.mark.parametrize(("name", "make"), NORMS)
-def test_norms_agree_with_the_reference_and_hand_over_tokens(dtype: torch.dtype, name: str, make: Callable[[torch.dtype], tuple[Any, ...]]) -> None:
+def test_norms_agree_with_the_reference_and_hand_over_tokens(
+    dtype: torch.dtype, name: str, make: Callable[[torch.dtype], tuple[Any, ...]]
+) -> None:
     kernel, spec = getattr(norm, name), ops.OPS[name]
     got, wanted = kernel(*make(dtype)), spec(*make(dtype))
     pairs = list(zip(got, wanted, strict=True)) if isinstance(got, tuple) else [(got, wanted)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from turbort.kernel import Call, TensorSpec
 from turbort_ascend.device import OPS, make_device
 from turbort_ascend.rules import QUOTES
 from turbort_ascend.table import kernel_table
+
+from turbort.kernel import Call, TensorSpec
 
 ALL = frozenset(OPS) | {"npugraph"}
 CHIPS = {"310P": "Ascend310P3", "A2": "Ascend910B3", "A3": "Ascend910_9391", "A5": "Ascend950PR_9589"}
@@ -44,7 +45,7 @@ REFUSED = [
     ("attention", "fusion", "bf16", "310P", qkv(dtype="float16"), "fusion-products", "310P"),
     ("attention", "fusion", "bf16", "A2", qkv(heads=300), "fusion-heads", "300"),
     ("attention", "prompt-flash", "fp16", "310P", qkv(75600, dtype="float16"), "seq-310p", "75600"),
-    ("attention", "prompt-flash", "fp16", "A2", qkv(dtype="float16"), "dtype-310p", "A2"),
+    ("attention", "prompt-flash", "fp16", "310P", qkv(dtype="float32"), "dtype-310p", "float32"),
     ("sla_attention", "block-sparse", "bf16", "A5", qkv(block=(64, 128)), "sparse-products", "A5"),
     ("sla_attention", "block-sparse", "bf16", "A2", qkv(block=(128, 64)), "sparse-block", "64"),
     ("sla_attention", "block-sparse", "bf16", "A2", qkv(d=96, block=(64, 128)), "sparse-dim", "96"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from turbort.ops.block_map import block_map
 from turbort.ops.linear import float_linear
 from turbort.ops.sla import linear_branch
@@ -66,7 +67,8 @@ def block_sparse(
         num_key_value_heads=heads, scale_value=d**-0.5, inner_precise=0,
     )[0]  # fmt: skip
     linear = float_linear(linear_branch(q, k, v).to(q.dtype), proj_weight, proj_bias)
-    return (sparse.transpose(1, 2).to(torch.float32) + linear.to(torch.float32)).to(q.dtype)
+    out: Tensor = (sparse.transpose(1, 2).to(torch.float32) + linear.to(torch.float32)).to(q.dtype)
+    return out
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, *, precision: str | None = None) -> Tensor:
@@ -77,7 +79,8 @@ def plain(q: Tensor, k: Tensor, v: Tensor, *, precision: str | None = None) -> T
     queries, keys, values = (t.transpose(1, 2) for t in (q, k, v))
     rows = max(1, SCORE_BUDGET // (q.shape[0] * q.shape[2] * k.shape[1]))
     parts = [_softmax_product(part, keys, values, None) for part in torch.split(queries, rows, dim=2)]
-    return torch.cat(parts, dim=2).transpose(1, 2)
+    out: Tensor = torch.cat(parts, dim=2).transpose(1, 2)
+    return out
 
 
 def gathered(
@@ -108,4 +111,5 @@ def _softmax_product(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Te
     """softmax(q k^T / sqrt(d) + bias) v in float32, returned in q's dtype; [..., L, d]."""
     scores = q.to(torch.float32) @ k.to(torch.float32).transpose(-1, -2) * q.shape[-1] ** -0.5
     scores = scores if bias is None else scores + bias
-    return (scores.softmax(dim=-1) @ v.to(torch.float32)).to(q.dtype)
+    out: Tensor = (scores.softmax(dim=-1) @ v.to(torch.float32)).to(q.dtype)
+    return out

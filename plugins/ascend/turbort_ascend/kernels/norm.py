@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from turbort.errors import InputError
 from turbort.quant.qtensor import QTensor
-
 from turbort_ascend.kernels.quant import emitted
 
 npu: Any = torch.ops.npu

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from turbort.errors import InputError
 from turbort.quant.qtensor import QTensor
 

@@ -19,8 +19,8 @@ QUIET = ("Msprof", "aclAppLog", "aclmdl", "aclopSet")
 """Unimplemented functions that may be called for nothing; every other one prints its name and fails."""
 
 FIELDS = (
-    "mallocs", "frees", "oom", "bytes", "peak", "last_policy", "maps", "unmaps", "reservations", "physical", "copies", "copied_bytes",
-    "host_bytes", "async_mallocs", "async_frees", "trims", "pools", "streams", "events", "captures", "replays", "bad_frees",
+    "mallocs", "frees", "oom", "bytes", "peak", "last_policy", "maps", "unmaps", "reservations", "physical", "copies",
+    "copied_bytes", "host_bytes", "async_mallocs", "async_frees", "trims", "pools", "streams", "events", "captures", "replays", "bad_frees",
 )  # fmt: skip
 
 
@@ -104,7 +104,9 @@ def _recorder() -> Path:
     """recorder.c plus one function for every aclnn name in libtorch_npu.so."""
     names = _written_list("aclnn.txt", _find_aclnn)
     end = "GetWorkspaceSize"
-    lines = [f'int {name}{end}(void) {{ return record("{name}", {len(name)}); }}\nint {name}(void) {{ return 0; }}' for name in names]
+    lines = [
+        f'int {name}{end}(void) {{ return record("{name}", {len(name)}); }}\nint {name}(void) {{ return 0; }}' for name in names
+    ]
     return _written("recorder.c", (HERE / "recorder.c").read_text(encoding="utf-8") + "\n".join(lines) + "\n")
 
 

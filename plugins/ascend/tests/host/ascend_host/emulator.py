@@ -21,8 +21,8 @@ from ascend_host.references import REFERENCES
 REAL = frozenset(
     {
         "aten::empty.memory_format", "aten::empty_strided", "aten::empty_like", "aten::new_empty", "aten::new_empty_strided",
-        "aten::set_.source_Storage", "aten::set_.source_Storage_storage_offset", "aten::set_.source_Tensor", "aten::record_stream",
-        "aten::_reshape_alias", "aten::_unsafe_view", "aten::resize_", "aten::is_pinned",
+        "aten::set_.source_Storage", "aten::set_.source_Storage_storage_offset", "aten::set_.source_Tensor",
+        "aten::record_stream",        "aten::_reshape_alias", "aten::_unsafe_view", "aten::resize_", "aten::is_pinned",
     }
 )  # fmt: skip
 """Ops that allocate or view: torch-npu's own, nothing to compute."""
@@ -46,7 +46,9 @@ class Place:
     def of(tensor: Tensor) -> Place:
         """The place of an npu tensor."""
         storage = tensor.untyped_storage()
-        return Place(storage.data_ptr(), storage.nbytes(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+        return Place(
+            storage.data_ptr(), storage.nbytes(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+        )
 
     def alias(self) -> Tensor:
         """A CPU tensor on the same bytes."""
@@ -145,7 +147,9 @@ class Emulator(TorchDispatchMode):
             places = _placed(out)
 
             def again() -> None:
-                for place, tensor in zip(pytree.tree_leaves(places), pytree.tree_leaves(_run(func, name, where, named)), strict=True):
+                for place, tensor in zip(
+                    pytree.tree_leaves(places), pytree.tree_leaves(_run(func, name, where, named)), strict=True
+                ):
                     if isinstance(place, Place):
                         place.alias().copy_(tensor)
 

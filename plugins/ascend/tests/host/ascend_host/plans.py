@@ -10,8 +10,10 @@ from typing import Any
 import torch
 import turbort_ascend
 from torch import Tensor
-from turbort.bind import bound_function, find_kernel
+
+from ascend_host.recording import recorded
 from turbort.backend import Device
+from turbort.bind import bound_function, find_kernel
 from turbort.kernel import Call, TensorSpec
 from turbort.models.sites import record_model
 from turbort.models.spec import MODELS
@@ -21,8 +23,6 @@ from turbort.precision import PRECISIONS
 from turbort.profile import load_profile
 from turbort.quant.qtensor import QTensor
 from turbort.registry import Registry
-
-from ascend_host.recording import recorded
 
 PROFILES: Mapping[str, str] = {
     "Ascend910B3": "ascend910",
@@ -45,7 +45,9 @@ class Asked:
     @property
     def title(self) -> str:
         """`linear quant-matmul w8a8 -> int8-token: x int8-token 1x32760x1536, weight 1536x1536`."""
-        head = f"{self.call.op} {self.choice.kernel} {self.choice.precision}" + (f" -> {self.choice.emit}" if self.choice.emit else "")
+        head = f"{self.call.op} {self.choice.kernel} {self.choice.precision}" + (
+            f" -> {self.choice.emit}" if self.choice.emit else ""
+        )
         parts = []
         for name, value in self.call.args.items():
             if isinstance(value, TensorSpec):
@@ -153,7 +155,9 @@ def _loop(lines: list[str], at: int) -> tuple[int, int]:
     best = (1, 1)
     for length in range(1, 25):
         times = 1
-        while lines[at + times * length : at + (times + 1) * length] == lines[at : at + length] and at + (times + 1) * length <= len(lines):
+        while lines[at + times * length : at + (times + 1) * length] == lines[at : at + length] and at + (
+            times + 1
+        ) * length <= len(lines):
             times += 1
         if times > 1 and length * times > best[0] * best[1]:
             best = (length, times)

@@ -62,7 +62,8 @@ void *aclCreateTensor(const int64_t *shape, uint64_t n, int type, const int64_t 
         joined(steps, sizeof steps, stride, n);
         snprintf(extra, sizeof extra, " strides(%s)", steps);
     }
-    if (format != 2 && format != -1 && format > 3) snprintf(extra + strlen(extra), sizeof extra - strlen(extra), " format%d", format);
+    // ND, NCDHW and NCL only name the axes; other formats lay values out in another way.
+    if (format > 3 && format != 30 && format != 47) snprintf(extra + strlen(extra), sizeof extra - strlen(extra), " format%d", format);
     note("%s[%s]%s", type_name(type), dims, extra);
     return calloc(1, 16);
 }

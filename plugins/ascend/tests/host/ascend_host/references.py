@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from turbort.quant.intmm import int_matmul
 
 REFERENCES: dict[str, Callable[..., Any]] = {}
@@ -43,7 +44,14 @@ def npu_dynamic_quant(x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
 
 @reference
 def npu_quant_matmul(
-    x1: Tensor, x2: Tensor, scale: Tensor, *, pertoken_scale: Tensor | None = None, bias: Tensor | None = None, output_dtype: Any = None, **options: Any
+    x1: Tensor,
+    x2: Tensor,
+    scale: Tensor,
+    *,
+    pertoken_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    output_dtype: Any = None,
+    **options: Any,
 ) -> Tensor:
     """(x1 x2 + int32 bias) * scale * pertoken_scale + float bias, in the output dtype."""
     _only(options, offset=None)
@@ -164,32 +172,42 @@ def npu_fused_infer_attention_score(
 
 @reference
 def npu_prompt_flash_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, num_heads: int = 1, scale_value: float = 1.0, next_tokens: int = 0, input_layout: str = "BSH", **options: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    num_heads: int = 1,
+    scale_value: float = 1.0,
+    next_tokens: int = 0,
+    input_layout: str = "BSH",
+    **options: Any,
 ) -> Tensor:
     """Dense attention; without `next_tokens` it is causal, which no caller of turbort wants."""
     if options or next_tokens < q.shape[1]:
-        raise RuntimeError(f"next_tokens {next_tokens} hides keys" if not options else f"this reference takes no {', '.join(options)}")
+        raise RuntimeError(
+            f"next_tokens {next_tokens} hides keys" if not options else f"this reference takes no {', '.join(options)}"
+        )
     return _dense(q, k, v, input_layout, num_heads, scale_value)
 
 
 @reference
 def npu_fusion_attention(
-    q: Tensor, k: Tensor, v: Tensor, head_num: int, input_layout: str, *args: Any, scale: float = 1.0, **options: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, int]:
+    q: Tensor, k: Tensor, v: Tensor, head_num: int, input_layout: str, pse: Tensor | None = None,
+    padding_mask: Tensor | None = None, atten_mask: Tensor | None = None, scale: float = 1.0, keep_prob: float = 1.0, pre_tockens: int = 2147483647,
+    next_tockens: int = 2147483647, *args: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, int]:  # fmt: skip
     """Dense attention; the other outputs serve the backward pass and are not filled."""
-    hidden = {name: value for name, value in options.items() if value is not None and name not in ("pre_tockens", "next_tockens", "keep_prob")}
-    if args or hidden:
-        raise RuntimeError(f"this reference takes no {args or ', '.join(hidden)}")
-    batch, heads = q.shape[0], head_num
+    if not (pse is padding_mask is atten_mask is None) or keep_prob != 1.0 or min(pre_tockens, next_tockens) < k.shape[1]:
+        raise RuntimeError("this reference knows dense attention without mask and dropout")
     length = q.shape[2 if input_layout == "BNSD" else 1]
-    statistic = torch.zeros(batch, heads, length, 8)
-    return _dense(q, k, v, input_layout, heads, scale), statistic, statistic.clone(), torch.empty(0, dtype=q.dtype), 0, 0, 0
+    statistic = torch.zeros(q.shape[0], head_num, length, 8)
+    return _dense(q, k, v, input_layout, head_num, scale), statistic, statistic.clone(), torch.empty(0, dtype=q.dtype), 0, 0, 0
 
 
 @reference
 def npu_fusion_attention_v3(
-    q: Tensor, k: Tensor, v: Tensor, head_num: int, input_layout: str, pse: Tensor | None = None, padding_mask: Tensor | None = None,
-    atten_mask: Tensor | None = None, scale: float = 1.0, *args: Any, **options: Any,
+    q: Tensor, k: Tensor, v: Tensor, head_num: int, input_layout: str, pse: Tensor | None = None,
+    padding_mask: Tensor | None = None, atten_mask: Tensor | None = None, scale: float = 1.0, *args: Any, **options: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """What `F.scaled_dot_product_attention` becomes on an NPU; `atten_mask` is 1 where a key is hidden."""
     if pse is not None or padding_mask is not None or input_layout != "BNSD":
@@ -197,7 +215,14 @@ def npu_fusion_attention_v3(
     mask = None if atten_mask is None else ~atten_mask.to(torch.bool).expand(*q.shape[:3], k.shape[2])
     out = softmax_attention(q, k, v, scale, mask)
     statistic = torch.zeros(*q.shape[:3], 8)
-    return out, statistic, statistic.clone(), torch.empty(0, dtype=q.dtype), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    return (
+        out,
+        statistic,
+        statistic.clone(),
+        torch.empty(0, dtype=q.dtype),
+        torch.zeros(1, dtype=torch.int64),
+        torch.zeros(1, dtype=torch.int64),
+    )
 
 
 @reference
@@ -219,6 +244,10 @@ def npu_block_sparse_attention(
 
 def _only(options: dict[str, Any], **defaults: Any) -> None:
     """Refuse options this file has no formula for."""
-    strange = {name: value for name, value in options.items() if value is not None and value != defaults.get(name) and value not in (0, 0.0)}
+    strange = {
+        name: value
+        for name, value in options.items()
+        if value is not None and value != defaults.get(name) and value not in (0, 0.0)
+    }
     if strange:
         raise RuntimeError(f"this reference takes no {', '.join(strange)}")
