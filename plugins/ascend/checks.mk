@@ -50,7 +50,7 @@ ascend-emulated: ascend-venv
 	$(call ASCEND_PYTEST,$(ASCEND_VENV)) $(ASCEND_TESTS)/emulated
 
 ascend-kernels: ascend-ir-venv
-	$(call ASCEND_PYTEST,$(ASCEND_IR_VENV)) $(ASCEND_TESTS)/triton/test_compile.py
+	$(call ASCEND_PYTEST,$(ASCEND_IR_VENV)) $(ASCEND_TESTS)/kernels/test_compile.py
 
 ascend-ir-exec: ascend-ir-venv
-	$(call ASCEND_PYTEST,$(ASCEND_IR_VENV)) $(ASCEND_TESTS)/triton/test_execute.py
+	$(call ASCEND_PYTEST,$(ASCEND_IR_VENV)) $(ASCEND_TESTS)/kernels/test_execute.py

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
@@ -73,6 +74,15 @@ def _no_autoload() -> Iterator[None]:
             os.environ[AUTOLOAD] = before
 
 
+def has_triton() -> bool:
+    """Whether Triton-Ascend is installed; it calls its module `triton`, so the distribution's name decides."""
+    try:
+        metadata.version("triton-ascend")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 def make_device(
     chip: str, *, index: int = 0, memory: int | None = None, features: frozenset[str] = frozenset(), emulated: bool = False
 ) -> Device:
@@ -118,7 +128,7 @@ def _device(torch: Any, index: int) -> Device:
     features = {name for name in OPS if hasattr(torch.ops.npu, name)}
     if hasattr(torch.npu, "NPUGraph"):
         features.add("npugraph")
-    if find_spec("triton") is not None and find_spec("triton.backends.ascend") is not None:
+    if has_triton():
         features.add("triton-ascend")
     from turbort_ascend.emulated import active
 

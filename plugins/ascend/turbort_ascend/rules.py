@@ -208,8 +208,10 @@ MOST_PROGRAMS = 65535
 
 
 def matmul_grid(call: Call, _: Device) -> str | None:
-    """Refuse products whose 128 x 128 tiles exceed one launch."""
-    rows, n = prod(_shape(call, "x")[:-1]), _shape(call, "weight")[0]
+    """Refuse inputs that are no whole tiles, and products whose 128 x 128 tiles exceed one launch."""
+    rows, (n, k) = prod(_shape(call, "x")[:-1]), _shape(call, "weight")
+    if k % 128:
+        return f"K = {k} is no multiple of 128, and the Triton kernel reads whole tiles of K"
     return _grid(-(-rows // 128) * -(-n // 128))
 
 

@@ -98,6 +98,40 @@ def test_what_wan_asks_is_accepted(family: str, op: str, kernel: str, precision:
     assert row.refusal(Call(op, "here", "role", arguments), precision, make_device(CHIPS[family], features=ALL)) is None
 
 
+@pytest.mark.parametrize(
+    ("op", "arguments", "said"),
+    [
+        ("linear", linear(k=200), "K = 200 is no multiple of 128"),
+        ("linear", linear(m=4 * 75600, k=5120, n=13824), "255204 tiles exceed the 65535 programs"),
+        ("linear", linear(dtype="float32"), "x is float32"),
+        ("attention", qkv(75600, heads=128), "75648 tiles exceed"),
+        ("attention", qkv(d=96), "head_dim is 96"),
+        ("sla_attention", qkv(block=(64, 64)), "tiles of 64 x 64"),
+    ],
+)
+def test_triton_kernels_refuse_what_was_not_checked(op: str, arguments: dict[str, object], said: str) -> None:
+    row = next(row for row in kernel_table() if row.op == op and row.name.startswith("triton"))
+    device = make_device("Ascend910B3", features=ALL | {"triton-ascend"})
+    reason = row.refusal(Call(op, "here", "role", arguments), row.precisions[0], device)
+    assert reason is not None
+    assert said in reason
+
+
+def test_triton_kernels_take_what_wan_asks_and_only_where_triton_is() -> None:
+    with_triton = make_device("Ascend910B3", features=ALL | {"triton-ascend"})
+    for op, precision, arguments in (
+        ("linear", "w8a8-block128", linear(75600, 13824, 5120)),
+        ("sla_attention", "int8", qkv(75600, 40, block=(64, 128))),
+        ("attention", "int8", qkv(32760)),
+    ):
+        row = next(row for row in kernel_table() if row.op == op and row.name.startswith("triton"))
+        call = Call(op, "here", "role", arguments)
+        assert row.refusal(call, precision, with_triton) is None
+        without = row.refusal(call, precision, make_device("Ascend910B3", features=ALL))
+        assert without == "needs triton, which Ascend910B3 lacks"
+    assert "triton" not in make_device("Ascend310P3", features=ALL | {"triton-ascend"}).features
+
+
 def test_a_missing_vendor_op_is_named() -> None:
     row = next(row for row in kernel_table() if row.name == "block-sparse")
     bare = make_device("Ascend910B3", features=ALL - {"npu_block_sparse_attention"})

@@ -16,18 +16,19 @@ def int8_block_matmul(
 ):
     """out[m, n] = sum over K tiles of int32(a_t b_t^T) * (row_scales[m, t] * col_scales[n, t]), added in float32 in K order.
 
-    a int8 [M, K], b int8 [N, K], scales float32 [ceil(M / TILE_M), ceil(K / TILE_K)] and likewise for N; grid (M tiles, N tiles).
+    a int8 [M, K], b int8 [N, K], K a multiple of TILE_K (a load masked over both axes summed wrongly in the executed IR of
+    triton-ascend 3.2.0); scales float32 [ceil(M / TILE_M), K / TILE_K] and likewise for N; grid (M tiles, N tiles).
     """
     row, col = tl.program_id(0), tl.program_id(1)
-    tiles = tl.cdiv(K, TILE_K)
+    tiles = K // TILE_K
     m = row * TILE_M + tl.arange(0, TILE_M)
     n = col * TILE_N + tl.arange(0, TILE_N)
     inner = tl.arange(0, TILE_K)
     total = tl.zeros((TILE_M, TILE_N), dtype=tl.float32)
     for t in range(tiles):
         k = t * TILE_K + inner
-        left = tl.load(a + m[:, None] * K + k[None, :], mask=(m[:, None] < M) & (k[None, :] < K), other=0)
-        right = tl.load(b + n[:, None] * K + k[None, :], mask=(n[:, None] < N) & (k[None, :] < K), other=0)
+        left = tl.load(a + m[:, None] * K + k[None, :], mask=m[:, None] < M, other=0)
+        right = tl.load(b + n[:, None] * K + k[None, :], mask=n[:, None] < N, other=0)
         scale = tl.load(row_scales + row * tiles + t) * tl.load(col_scales + col * tiles + t)
         total += tl.dot(left, tl.trans(right), out_dtype=tl.int32).to(tl.float32) * scale
     tl.store(out + m[:, None] * N + n[None, :], total.to(out.dtype.element_ty), mask=(m[:, None] < M) & (n[None, :] < N))

@@ -20,7 +20,8 @@ QUIET = ("Msprof", "aclAppLog", "aclmdl", "aclopSet")
 
 FIELDS = (
     "mallocs", "frees", "oom", "bytes", "peak", "last_policy", "maps", "unmaps", "reservations", "physical", "copies",
-    "copied_bytes", "host_bytes", "async_mallocs", "async_frees", "trims", "pools", "streams", "events", "captures", "replays", "bad_frees",
+    "copied_bytes", "host_bytes", "async_mallocs", "async_frees", "trims", "pools", "streams", "events", "captures",
+    "replays", "bad_frees",
 )  # fmt: skip
 
 

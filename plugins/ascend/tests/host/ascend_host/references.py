@@ -193,8 +193,8 @@ def npu_prompt_flash_attention(
 @reference
 def npu_fusion_attention(
     q: Tensor, k: Tensor, v: Tensor, head_num: int, input_layout: str, pse: Tensor | None = None,
-    padding_mask: Tensor | None = None, atten_mask: Tensor | None = None, scale: float = 1.0, keep_prob: float = 1.0, pre_tockens: int = 2147483647,
-    next_tockens: int = 2147483647, *args: Any,
+    padding_mask: Tensor | None = None, atten_mask: Tensor | None = None, scale: float = 1.0, keep_prob: float = 1.0,
+    pre_tockens: int = 2147483647, next_tockens: int = 2147483647, *args: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, int]:  # fmt: skip
     """Dense attention; the other outputs serve the backward pass and are not filled."""
     if not (pse is padding_mask is atten_mask is None) or keep_prob != 1.0 or min(pre_tockens, next_tockens) < k.shape[1]:
