@@ -17,7 +17,7 @@ import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
 CHIPS = ("Ascend910B3", "Ascend910_9391", "Ascend310P3", "Ascend950PR_9589")
-MODELS = ("tiny", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b")
+MODELS = ("one-of-each", "tiny", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b")
 
 CODE = """
 import os, sys

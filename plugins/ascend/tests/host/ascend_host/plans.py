@@ -23,6 +23,7 @@ from turbort.precision import PRECISIONS
 from turbort.profile import load_profile
 from turbort.quant.qtensor import QTensor
 from turbort.registry import Registry
+from turbort.testing.oracle import Inputs
 
 PROFILES: Mapping[str, str] = {
     "Ascend910B3": "ascend910",
@@ -30,7 +31,8 @@ PROFILES: Mapping[str, str] = {
     "Ascend310P3": "ascend310p",
     "Ascend950PR_9589": "ascend950",
 }
-MODEL_NAMES = ("tiny", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b")
+NO_META = ("w4a16",)
+"""Precisions whose packing torch-npu has no Meta kernel for (`npu_convert_weight_to_int4pack`)."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,26 @@ def asked(model: str, device: Device, *, sla: bool = True) -> list[Asked]:
     return list(found.values())
 
 
+def one_of_each(device: Device) -> list[Asked]:
+    """Every kernel and precision that the device can have, on the first of its op's samples that it takes.
+
+    Plans use the best kernel only; this also shows what the others ask.
+    """
+    found = []
+    for kernel in registry().kernels("ascend"):
+        spec = registry().ops[kernel.op]
+        for precision in kernel.precisions if not kernel.requires - device.features else ():
+            dtype = DTYPES.get(precision, "float16" if "bfloat16" not in device.dtypes else "bfloat16")
+            for sample in spec.samples() if dtype in device.dtypes else ():
+                made = sample.make(torch.Generator(), getattr(torch, dtype), torch.device("meta"))
+                call = Inputs(made).call(spec.name)
+                if kernel.refusal(call, precision, device) is None and call["emit"] in (None, *kernel.emits):
+                    choice = Choice(sample.id, kernel.op, "one of each", precision, f"ascend/{kernel.name}")
+                    found.append(Asked(call, choice, False, 1))
+                    break
+    return found
+
+
 def perform(one: Asked, where: str) -> Any:
     """Make the arguments on `where` (uninitialised) and call the kernel as a bound plan would."""
     kernel = find_kernel(one.choice, registry())
@@ -130,8 +152,8 @@ def form(output: Any) -> list[str]:
 
 def transcript(model: str, device: Device) -> Iterator[str]:
     """What each distinct call of the plan asks of the device: the golden file of one model on one chip."""
-    for one in asked(model, device):
-        wanted = form(perform(one, "meta")) if one.call.op != "sla_attention" else None
+    for one in one_of_each(device) if model == "one-of-each" else asked(model, device):
+        wanted = form(perform(one, "meta")) if one.choice.precision not in NO_META else None
         with recorded() as lines:
             got = form(perform(one, device.torch_name))
         if wanted is not None and wanted != got:
