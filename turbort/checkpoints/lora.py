@@ -87,7 +87,7 @@ def _parts(source: Source, entries: Mapping[str, Entry], *, second: bool) -> dic
             continue
         match = _PART.fullmatch(stored)
         target = _target(match, flat) if match else None
-        if match is None or target not in entries:
+        if match is None or target is None or target not in entries:
             strangers.append(stored)
             continue
         kind = _SIDES[match["side"]] if match["side"] else match["rest"].removesuffix("_b")
