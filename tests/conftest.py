@@ -33,7 +33,7 @@ MODEL: Mapping[str, Any] = {
         "tokenizer": ["tokenizer.json"],
     },
 }
-WORDS = "a red blue green circle square star moves right left up and".split()
+WORDS = ["a", "red", "blue", "green", "circle", "square", "star", "moves", "right", "left", "up", "and"]
 
 
 @pytest.fixture(scope="session")

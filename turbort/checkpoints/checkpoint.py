@@ -32,6 +32,7 @@ class Checkpoint:
         entries: weights by logical name (Wan's names for the transformer and the VAE, Hugging Face's for umT5).
         files: every file they lie in.
         metadata: free text that the files carry.
+        note: what was changed after reading (LoRAs); part of the digest.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Checkpoint:
     entries: Mapping[str, Entry]
     files: tuple[Path, ...]
     metadata: Mapping[str, str]
+    note: str = ""
 
     def logical(self) -> Mapping[str, Callable[[], Value]]:
         """A function per weight that reads it: a tensor, or a QTensor with the file's own codes and scales."""
@@ -48,7 +50,7 @@ class Checkpoint:
     def digest(self) -> str:
         """A name for the content, see `turbort.checkpoints.digest`."""
         try:
-            return digest_files(self.files)
+            return digest_files(self.files) + self.note
         except OSError as error:
             raise unreadable(self.path, error.strerror or error) from error
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from turbort.checkpoints import diffusers, lightx2v, turbodiffusion, umt5, wan
+from turbort.checkpoints import comfy, compressed, diffusers, gguf, int4, lightx2v, modelslim, turbodiffusion, umt5, wan
 from turbort.checkpoints.dialect import Dialect, Headers, Naming, Storage
 from turbort.errors import CheckpointError
 
 # The first that matches is taken; the last of each matches everything.
 STORAGES: tuple[Storage, ...] = (
     turbodiffusion.QUANTISED,
+    modelslim.MODELSLIM,
+    compressed.COMPRESSED,
+    comfy.COMFY,
+    gguf.GGUF,
+    int4.INT4,
     lightx2v.INT8,
     lightx2v.FP8,
     turbodiffusion.UNQUANTISED,
@@ -21,12 +26,8 @@ NAMINGS: tuple[Naming, ...] = (diffusers.DIT_NAMES, diffusers.VAE_NAMES, umt5.NA
 
 REFUSED: Mapping[str, str] = {
     ".weight_global_scale": "LightX2V's nvfp4",
-    ".weight_scale_2": "ModelOpt's nvfp4",
-    ".comfy_quant": "ComfyUI's quantised",
-    ".scale_weight": "ComfyUI's scaled fp8",
-    "scaled_fp8": "ComfyUI's scaled fp8",
-    ".weight_packed": "compressed-tensors' packed",
-    ".weight_offset": "msmodelslim's",
+    ".weight_scale_2": "an nvfp4",
+    ".deq_scale": "msmodelslim's static W8A8",
     ".lora_down.weight": "a LoRA's",
     ".lora_A.weight": "a LoRA's",
 }
@@ -39,15 +40,15 @@ def detect(headers: Headers, metadata: Mapping[str, str] | None = None, *, path:
     Raises CheckpointError for a dialect that turbort knows but does not read.
     """
     found = next((mark for mark in REFUSED if any(name.endswith(mark) for name in headers)), None)
-    kind = REFUSED[found] if found else None
-    if kind is None and "_quantization_metadata" in (metadata or {}):
-        found, kind = "_quantization_metadata", "ComfyUI's quantised"
-    if kind is not None:
+    if found is not None:
+        lora = "lora" in found
         raise CheckpointError(
-            f"{path} is in {kind} form (it has {found}), which turbort does not read",
-            fix="use a file of the model as published by Wan, TurboDiffusion, LightX2V (int8, fp8) or diffusers",
+            f"{path} is in {REFUSED[found]} form (it has {found}), which {'is no model' if lora else 'turbort does not read'}",
+            fix="name the model as the weights, and add this file with --lora"
+            if lora
+            else "use a file of the model in bf16, int8 or fp8; `turbort quantize` makes one",
         )
-    storage = next(row for row in STORAGES if row.matches(headers))
+    storage = next(row for row in STORAGES if row.matches(headers, metadata or {}))
     return Dialect(storage, naming_of(headers))
 
 

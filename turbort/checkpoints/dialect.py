@@ -14,7 +14,9 @@ from turbort.quant.qtensor import QTensor
 
 Value: TypeAlias = Tensor | QTensor
 Headers: TypeAlias = Mapping[str, Header]
+Metadata: TypeAlias = Mapping[str, str]
 
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 BYTE_FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -29,6 +31,7 @@ class Entry:
         sources: names of the stored tensors it is made from.
         scheme: the QTensor scheme, or None for a plain tensor.
         alias: whether this repeats another entry under a second name, so that nobody need ask for it.
+        stored: how the file keeps the values (`bf16`, `int8-channel`, `Q4_0`), for people to read.
     """
 
     shape: tuple[int, ...]
@@ -37,14 +40,15 @@ class Entry:
     sources: tuple[str, ...]
     scheme: str | None = None
     alias: bool = False
+    stored: str = ""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """How values are stored: recognised by names and dtypes, turned into entries under the file's own names."""
+    """How values are stored: recognised by names, dtypes and metadata, turned into entries under the file's own names."""
 
     name: str
-    matches: Callable[[Headers], bool]
+    matches: Callable[[Headers, Metadata], bool]
     entries: Callable[[Source], dict[str, Entry]]
 
 
@@ -87,15 +91,14 @@ def plain_entry(source: Source, name: str) -> Entry:
         dtype = torch.float32
     elif dtype in BYTE_FLOATS:
         dtype = torch.bfloat16
-    return Entry(header.shape, dtype, lambda: source.load(name).to(dtype), (name,))
+    stored = header.stored or SHORT.get(header.dtype, str(header.dtype).removeprefix("torch."))
+    return Entry(header.shape, dtype, lambda: source.load(name).to(dtype), (name,), stored=stored)
 
 
 def quantised_entry(source: Source, scheme: str, values: str, scales: str, scale_shape: tuple[int, ...], bias: str) -> Entry:
     """A QTensor of two stored tensors; it stands for the dtype of `bias` where that is stored, else for bfloat16."""
     header = source.headers[values]
-    stands_for = source.headers[bias].dtype if bias in source.headers else torch.bfloat16
-    if stands_for not in (torch.bfloat16, torch.float16, torch.float32):
-        stands_for = torch.bfloat16
+    stands_for = stands_for_dtype(source.headers, bias)
 
     def read() -> QTensor:
         factors = source.load(scales).to(torch.float32).reshape(scale_shape)
@@ -103,4 +106,10 @@ def quantised_entry(source: Source, scheme: str, values: str, scales: str, scale
             raise unreadable(source.path, f"the scales {scales} are not all finite numbers")
         return QTensor(scheme, source.load(values), factors, stands_for)
 
-    return Entry(header.shape, stands_for, read, (values, scales), scheme)
+    return Entry(header.shape, stands_for, read, (values, scales), scheme, stored=scheme)
+
+
+def stands_for_dtype(headers: Headers, bias: str) -> torch.dtype:
+    """The float dtype of a quantised linear: that of its bias where one is stored, else bfloat16."""
+    found = headers[bias].dtype if bias in headers else torch.bfloat16
+    return found if found in SHORT else torch.bfloat16

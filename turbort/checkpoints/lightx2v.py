@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from turbort.checkpoints.dialect import Entry, Headers, Storage, plain_entry, quantised_entry
+from turbort.checkpoints.dialect import Entry, Headers, Metadata, Storage, plain_entry, quantised_entry
 from turbort.checkpoints.source import Source, refuse
 
 SCALE = ".weight_scale"
@@ -26,11 +26,11 @@ def _holds(dtype: torch.dtype, headers: Headers) -> bool:
     return any(weight is not None and weight.dtype is dtype for weight in weights)
 
 
-def _has_int8(headers: Headers) -> bool:
+def _has_int8(headers: Headers, _: Metadata) -> bool:
     return _holds(torch.int8, headers)
 
 
-def _has_fp8(headers: Headers) -> bool:
+def _has_fp8(headers: Headers, _: Metadata) -> bool:
     return _holds(torch.float8_e4m3fn, headers)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
+from turbort.checkpoints.gguf_file import read_gguf
 from turbort.checkpoints.pickle_file import PLAIN, read_pickle
 from turbort.checkpoints.safetensors_file import read_safetensors
+from turbort.checkpoints.sidecar import sidecars
 from turbort.checkpoints.source import Header, Source, refuse, shorten, unreadable
 from turbort.errors import CheckpointError
 
@@ -31,14 +34,19 @@ def open_source(path: str | Path) -> Source:
     place = Path(path).expanduser()
     try:
         if place.is_dir():
-            return _open_folder(place)
+            return _described(_open_folder(place), place)
         if not place.exists():
             raise CheckpointError(f"there are no weights at {place}: it does not exist", fix="check the path")
         if not place.is_file():
             raise CheckpointError(f"there are no weights at {place}: it is neither a file nor a folder", fix="check the path")
-        return _open_index(place) if place.name.endswith(INDEX) else _open_file(place)
+        return _described(_open_index(place) if place.name.endswith(INDEX) else _open_file(place), place.parent)
     except OSError as error:
         raise unreadable(place, error.strerror or error, fix="check the path and its permissions") from error
+
+
+def _described(source: Source, folder: Path) -> Source:
+    """The same tensors with what JSON files beside them say; the file's own metadata comes first."""
+    return replace(source, metadata={**sidecars(folder, set(source.headers)), **source.metadata})
 
 
 def _open_file(path: Path) -> Source:
@@ -50,7 +58,7 @@ def _open_file(path: Path) -> Source:
         if start.lower().startswith(mark):
             raise CheckpointError(f"{path} is {what}", fix=fix)
     if start.startswith(GGUF):
-        raise CheckpointError(f"{path} is a GGUF file, which turbort does not read", fix="use a .safetensors or .pth file")
+        return read_gguf(path)
     if start.startswith(ZIP):
         return read_pickle(path)
     if start.startswith(OLD_PICKLE) and start[8:9] != b"{":
@@ -63,13 +71,16 @@ def _open_folder(folder: Path) -> Source:
     indexes = [name for name in names if name.endswith(INDEX)]
     safetensors = [name for name in names if name.endswith(".safetensors")]
     pickles = [name for name in names if name.endswith(PICKLES)]
+    ggufs = [name for name in names if name.endswith(".gguf")]
     if len(indexes) == 1:
         return _open_index(folder / indexes[0])
     if not indexes and safetensors:
         return merge(folder, [read_safetensors(folder / name) for name in safetensors])
     if not indexes and len(pickles) == 1:
         return _open_file(folder / pickles[0])
-    choices = indexes or pickles
+    if not indexes and not pickles and len(ggufs) == 1:
+        return _open_file(folder / ggufs[0])
+    choices = indexes or pickles or ggufs
     raise CheckpointError(
         f"{folder} holds {'several sets of weights' if choices else 'no weights'}",
         tried=shorten(choices or names or ["the folder is empty"]),

@@ -17,10 +17,11 @@ LISTED = 10
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Shape and dtype of a stored tensor."""
+    """Shape and dtype of a tensor as `Source.load` returns it; `stored` names the format in the file where that differs."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    stored: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from turbort.checkpoints.dialect import Entry, Headers, Storage, plain_entry, quantised_entry
+from turbort.checkpoints.dialect import Entry, Headers, Metadata, Storage, plain_entry, quantised_entry
 from turbort.checkpoints.source import Source, refuse
 from turbort.checkpoints.wan import plain_entries
 
@@ -22,11 +22,11 @@ PATCH = "patch_embedding.weight"
 PATCH_SIZE = (1, 2, 2)
 
 
-def _is_quantised(headers: Headers) -> bool:
+def _is_quantised(headers: Headers, _: Metadata) -> bool:
     return any(name.endswith(VALUES) for name in headers)
 
 
-def _is_plain(headers: Headers) -> bool:
+def _is_plain(headers: Headers, _: Metadata) -> bool:
     flat = PATCH in headers and len(headers[PATCH].shape) == 2
     return flat or any(".attn_op.local_attn.proj_l." in name for name in headers)
 

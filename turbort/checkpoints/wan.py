@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from turbort.checkpoints.dialect import Entry, Headers, Naming, Storage, plain_entry
+from turbort.checkpoints.dialect import Entry, Headers, Metadata, Naming, Storage, plain_entry
 from turbort.checkpoints.source import Source
 
 
-def _any(_: Collection[str] | Headers) -> bool:
+def _any(_: Collection[str]) -> bool:
+    return True
+
+
+def _anything(_: Headers, _metadata: Metadata) -> bool:
     return True
 
 
@@ -21,5 +25,5 @@ def plain_entries(source: Source) -> dict[str, Entry]:
     return {name: plain_entry(source, name) for name in source.headers}
 
 
-PLAIN = Storage("plain", _any, plain_entries)
+PLAIN = Storage("plain", _anything, plain_entries)
 WAN = Naming("wan", _any, _same)

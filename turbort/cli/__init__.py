@@ -7,9 +7,11 @@ import typer
 from turbort.cli.check import check
 from turbort.cli.devices import devices
 from turbort.cli.doctor import doctor
+from turbort.cli.inspect import inspect
 from turbort.cli.models import models
 from turbort.cli.plan import app as plan
 from turbort.cli.profiles import app as profiles
+from turbort.cli.quantize import quantize
 from turbort.cli.run import run
 from turbort.cli.version import version
 
@@ -27,6 +29,8 @@ app.command()(run)
 app.add_typer(plan, name="plan")
 app.add_typer(profiles, name="profiles")
 app.command()(models)
+app.command()(inspect)
+app.command()(quantize)
 app.command()(devices)
 app.command()(doctor)
 app.command()(check)

@@ -91,6 +91,9 @@ class Sink:
         """Position of the next write in bytes."""
         return self._file.tell()
 
+    def flush(self) -> None:
+        """Nothing waits: writing is unbuffered."""
+
     def check(self) -> None:
         """Raise the failure that an encoder may have swallowed."""
         if self.error is not None:

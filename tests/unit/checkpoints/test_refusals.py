@@ -144,7 +144,7 @@ def test_a_scale_that_is_no_number_is_refused_when_read(tmp_path, weights):
         (b"", "empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
         (b"<!DOCTYPE html><html>", "HTML"),
-        (b"GGUF\x03\0\0\0", "GGUF"),
+        (b"GGUF\x03\0\0\0", "the header claims"),
         (b"\xff" * 64, "cannot read weights"),
         (b"{}", "cannot read weights"),
         (pickle.dumps({"a": 1}), "outside torch's zip format"),
