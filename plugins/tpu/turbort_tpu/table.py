@@ -36,9 +36,9 @@ def tpu_kernels() -> Iterable[Kernel]:
     yield Kernel("linear", "xla-linear", f"{_OPS}:linear_float", ("fp32", "bf16"), pack="turbort_tpu.jax_executor.pack:plain")
     yield _eight_bit("linear", "pallas-w8a8", "linear_int8", ("w8a8",), "int8")
     yield _eight_bit("linear", "pallas-fp8", "linear_fp8", ("fp8",), "fp8")
-    yield Kernel("attention", "pallas-flash", f"{_OPS}:attention_float", ("bf16",), rejects=_heads)
+    yield Kernel("attention", "pallas-flash", f"{_OPS}:attention_float", ("bf16",), rejects=_halves)
     yield TpuKernel(
-        "attention", "pallas-int8", f"{_OPS}:attention_int8", ("int8",), _heads, frozenset({"int8"}), format="int8"
+        "attention", "pallas-int8", f"{_OPS}:attention_int8", ("int8",), _halves, frozenset({"int8"}), format="int8"
     )
     yield Kernel("sla_attention", "pallas-sla", f"{_OPS}:sla_float", ("bf16",), rejects=_sla)
     yield TpuKernel(
@@ -65,15 +65,11 @@ def _matrix(call: Call, device: Device) -> str | None:
     return None
 
 
-def _heads(call: Call, device: Device) -> str | None:
-    """The rules of the attention kernels: 16-bit inputs, and heads as wide as a whole number of vector lanes."""
+def _halves(call: Call, device: Device) -> str | None:
+    """Attention multiplies 16-bit probabilities and values."""
     for name in ("q", "k", "v"):
         value = call[name]
-        if not isinstance(value, TensorSpec):
-            continue
-        if value.shape[-1] % LANES:
-            return f"head_dim {value.shape[-1]} is no multiple of the {LANES} lanes of a vector"
-        if value.dtype != "bfloat16":
+        if isinstance(value, TensorSpec) and value.dtype != "bfloat16":
             return f"multiplies probabilities and values in bfloat16, {name} is {value.dtype}"
     return None
 
@@ -82,7 +78,10 @@ def _sla(call: Call, device: Device) -> str | None:
     block = call["block"] or (64, 128)
     if block[0] % 16 or block[1] % LANES:
         return f"works on blocks of multiples of 16 queries and {LANES} keys, not {block[0]} and {block[1]}"
-    return _heads(call, device)
+    q = call["q"]
+    if isinstance(q, TensorSpec) and q.shape[-1] % LANES:
+        return f"head_dim {q.shape[-1]} is no multiple of the {LANES} lanes of a vector"
+    return _halves(call, device)
 
 
 def _rope(call: Call, device: Device) -> str | None:

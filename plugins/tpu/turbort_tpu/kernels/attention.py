@@ -19,13 +19,16 @@ BLOCK = 512
 
 
 def attention(q: Array, k: Array, v: Array, *, int8: bool, block: int = BLOCK) -> Array:
-    """softmax(q k^T / sqrt(d)) v; q [B, Lq, H, d], k and v [B, Lk, H, d], d a multiple of 128; returns q's shape.
+    """softmax(q k^T / sqrt(d)) v; q [B, Lq, H, d], k and v [B, Lk, H, d]; returns q's shape.
 
     `int8`: k minus its token mean, q and k in int8 with one scale per 128 and 64 rows, scores exact int32 sums.
-    Scores live in blocks of `block` x `block`; keys beyond Lk are masked in the last block only.
+    Scores live in blocks of `block` x `block`; keys beyond Lk are masked in the last block only. A head that does not
+    fill its lanes is padded with zeros, which change no score.
     """
-    batch, lq, heads, d = q.shape
+    batch, lq, heads, real = q.shape
     lk = k.shape[1]
+    d = up(real, LANES)
+    q, k, v = (pad_to(x, 3, d) for x in (q, k, v))
     bq, bk = min(block, up(lq, Q_ROWS)), min(block, up(lk, LANES))
     rows, keys = up(lq, bq), up(lk, bk)
     values = _flat(pad_to(v, 1, keys))
@@ -33,7 +36,7 @@ def attention(q: Array, k: Array, v: Array, *, int8: bool, block: int = BLOCK) -
         # The factor of the softmax goes into the scale of q, which is multiplied in anyway.
         qc, qs = encode_blocks(pad_to(q, 1, rows).astype(jnp.float32), Q_ROWS)
         kc, ks = encode_blocks(pad_to(smooth(k), 1, keys), K_ROWS)
-        operands = [_flat(qc), _flat(kc), values, qs * d**-0.5, ks.swapaxes(2, 3)]
+        operands = [_flat(qc), _flat(kc), values, qs * real**-0.5, ks.swapaxes(2, 3)]
     else:
         operands = [_flat(pad_to(q, 1, rows)), _flat(pad_to(k, 1, keys)), values]
     tile = pl.BlockSpec((1, bq, d), lambda b, h, i, j: (b, i, h))
@@ -42,7 +45,7 @@ def attention(q: Array, k: Array, v: Array, *, int8: bool, block: int = BLOCK) -
     if int8:
         specs.append(pl.BlockSpec((1, 1, bq, 1), lambda b, h, i, j: (b, h, i, 0)))
         specs.append(pl.BlockSpec((1, 1, 1, bk), lambda b, h, i, j: (b, h, 0, j)))
-    body = functools.partial(_body, int8=int8, steps=keys // bk, keys=lk, bk=bk, ragged=keys != lk, scale=d**-0.5)
+    body = functools.partial(_body, int8=int8, steps=keys // bk, keys=lk, bk=bk, ragged=keys != lk, scale=real**-0.5)
     size = 1 if int8 else 2
     out = pl.pallas_call(
         body,
@@ -60,7 +63,7 @@ def attention(q: Array, k: Array, v: Array, *, int8: bool, block: int = BLOCK) -
         interpret=interpret(),
         name="attention_int8" if int8 else "attention",
     )(*operands)
-    return out[:, :lq].reshape(q.shape)
+    return out[:, :lq].reshape(batch, lq, heads, d)[..., :real]
 
 
 def smooth(k: Array) -> Array:

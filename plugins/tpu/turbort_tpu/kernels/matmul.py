@@ -34,7 +34,7 @@ def scaled_matmul(
 ) -> Array:
     """residual + gate * act(x w^T * x_scale * w_scale + bias).
 
-    x int8 or e4m3 [B, L, K] with x_scale float32 [B, L, 1]; w of x's dtype [N, K] with w_scale [1, N]; bias [1, N];
+    x int8 or e4m3 [B, L, K] with x_scale float32 [B, L, 1]; w of x's dtype [N, K] with w_scale [1, N]; bias of N values;
     residual [B, L, N]; gate [B, 1, N] or [B, L, N]. int8 products are summed exactly in int32 (K < 2^17), e4m3
     products in float32. K and N of w are multiples of 128 (pad with zeros when packing); x is padded here. Returns
     [B, L, N] in `out_dtype`.
@@ -52,7 +52,7 @@ def scaled_matmul(
         pl.BlockSpec((1, bn), lambda b, i, j, k: (0, j)),
     ]
     if bias is not None:
-        operands.append(bias)
+        operands.append(bias.reshape(1, n))
         specs.append(pl.BlockSpec((1, bn), lambda b, i, j, k: (0, j)))
     if residual is not None:
         operands.append(residual)
