@@ -26,9 +26,18 @@ def check(
     list_only: Annotated[bool, typer.Option("--list", help="Print the ids of the cases and stop.")] = False,
     every: Annotated[bool, typer.Option("--verbose", "-v", help="Show passing cases, too.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a support table in Markdown.")] = False,
+    targets: Annotated[
+        str | None,
+        typer.Option("--targets", metavar="A,B|all", help="Compile for these architectures instead, without a device."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Run the conformance suite on a backend. Exit code 1 when a case fails or a waived one passes."""
+    if targets is not None:
+        from turbort.cli.offline import check_offline
+
+        check_offline(backend, targets, json=json)
+        return
     from turbort.testing import Suite, counts
 
     suite = Suite(backend, device=device, op=op, precision=precision, sample=sample, large=large)
