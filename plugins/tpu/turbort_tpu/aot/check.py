@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from turbort.errors import unknown
@@ -12,6 +12,11 @@ from turbort.errors import unknown
 from turbort_tpu.aot import topology
 from turbort_tpu.aot.cases import Case, cases, controls
 from turbort_tpu.generations import GENERATIONS, Generation
+
+BLOCK_MODEL = "wan2.1-t2v-1.3b"
+BLOCK_TARGETS = ("v5e", "v6e")
+BLOCK_DOTS = 8 + 4
+"""Eight linears, and the four unrolled products of the sparse branch."""
 
 
 def check_targets(targets: Sequence[str]) -> Iterator[Mapping[str, Any]]:
@@ -30,31 +35,42 @@ def check_targets(targets: Sequence[str]) -> Iterator[Mapping[str, Any]]:
         place = topology.On(target)
         for case in (*cases(), *controls()):
             if case.applies(generation):
-                yield _row(case, generation, place)
+                yield _row(case.name, generation, lambda case=case: compile_case(case, place), case.dots, case.refusal)  # type: ignore[misc]
+        if target in BLOCK_TARGETS:
+            yield _row(f"one block of {BLOCK_MODEL}", generation, lambda: block(target), BLOCK_DOTS)  # noqa: B023 - called at once
 
 
-def _row(case: Case, generation: Generation, place: topology.On) -> Mapping[str, Any]:
+def block(target: str) -> Mapping[str, Any]:
+    """One block of the 1.3B model, through the executor."""
+    from turbort_tpu.aot.trunk import block_row
+
+    return block_row(BLOCK_MODEL, f"tpu-{target}", layers=1)
+
+
+def _row(
+    name: str, generation: Generation, work: Callable[[], Mapping[str, Any]], least: int, refusal: tuple[str, ...] | None = None
+) -> Mapping[str, Any]:
+    """The result of one program: what it measured, and whether that is right."""
     started = time.perf_counter()
-    row: dict[str, Any] = {"target": generation.name, "case": case.name, "peak_hbm": None, "peak_vmem": None, "dots": None}
+    row: dict[str, Any] = {"target": generation.name, "case": name, "peak_hbm": None, "peak_vmem": None, "dots": None}
     try:
-        row |= compile_case(case, place)
+        row |= work()
     except Exception as error:  # noqa: BLE001 - the compiler's refusals have many types
         text = re.sub(r"\s+", " ", str(error))
-        expected = case.refusal is not None and any(word in text for word in case.refusal)
+        expected = refusal is not None and any(word in text for word in refusal)
         row |= {"ok": expected, "detail": f"refused, as it must be: {_short(text)}" if expected else _short(text)}
     else:
-        row |= _judge(case, generation, row)
+        wrong = _fault(row, generation, least) if refusal is None else "compiled, and must be refused"
+        row |= {"ok": wrong is None, "detail": wrong or "compiled"}
     return {**row, "seconds": round(time.perf_counter() - started, 2)}
 
 
-def _judge(case: Case, generation: Generation, row: Mapping[str, Any]) -> dict[str, Any]:
-    if case.refusal is not None:
-        return {"ok": False, "detail": "compiled, and must be refused"}
-    if row["dots"] < case.dots or row["wrapped"]:
-        return {"ok": False, "detail": f"{row['dots']} 8-bit products with wide sums and {row['wrapped']} without; {case.dots} and 0 are right"}
+def _fault(row: Mapping[str, Any], generation: Generation, least: int) -> str | None:
+    if row["dots"] < least or row["wrapped"]:
+        return f"{row['dots']} 8-bit products with wide sums and {row['wrapped']} without; {least} and 0 are right"
     if row["peak_hbm"] > generation.hbm:
-        return {"ok": False, "detail": f"peak {row['peak_hbm'] / 2**30:.2f} GiB is more than the {generation.hbm / 2**30:.2f} there are"}
-    return {"ok": True, "detail": "compiled"}
+        return f"peak {row['peak_hbm'] / 2**30:.2f} GiB is more than the {generation.hbm / 2**30:.2f} there are"
+    return None
 
 
 def compile_case(case: Case, place: topology.On) -> dict[str, Any]:
