@@ -45,6 +45,8 @@ docs: $(VENV)/installed
 	$(INSTALL) -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
+include plugins/tpu/tpu.mk
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
