@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turbort.kernel import Kernel
+
+if TYPE_CHECKING:
+    from turbort.models.config import ModelSpec
+    from turbort.plan import Plan
 
 BACKEND_API = 1
 
@@ -110,3 +114,19 @@ class Backend(ABC):
     def explain(self, device: Device) -> Mapping[str, str]:
         """Rows for `turbort devices` and `turbort doctor`."""
         return device.details
+
+    def stand_in(self, arch: Sequence[str]) -> Device | None:
+        """A device of one of these architectures (globs) that need not be here, so that plans can be made for it."""
+        return None
+
+    def review(self, spec: ModelSpec, plan: Plan, device: Device) -> Sequence[str]:
+        """Remarks on a plan, shown with it; raises TurbortError for a plan that cannot run on the device."""
+        return ()
+
+    def offline_targets(self) -> Sequence[str]:
+        """Architectures that `check_offline` can judge on a machine without such a device."""
+        return ()
+
+    def check_offline(self, targets: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        """Compile every kernel for these architectures; rows with `target`, `case`, `ok`, `detail` and figures."""
+        return iter(())

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from turbort.backend import Device
-from turbort.errors import InputError, NoKernelError
+from turbort.errors import InputError, NoKernelError, UnavailableError
 from turbort.kernel import Call, Kernel
 from turbort.plan import Choice, Plan
 from turbort.precision import PRECISIONS
@@ -50,12 +50,24 @@ class Target:
     rehearsal: bool = False
 
 
-def find_target(profile: Profile, registry: Registry, on: str | None = None) -> Target:
+def find_target(profile: Profile, registry: Registry, on: str | None = None, *, absent: bool = False) -> Target:
     """The device a profile runs on: its own backend, or `on` (`cpu` = the reference backend) as a rehearsal.
 
-    `on` may number one of the backend's devices (`cuda:1`). Raises InputError for a number that is not there,
-    UnavailableError when that backend has no device here, with the hint to rehearse on the CPU.
+    `on` may number one of the backend's devices (`cuda:1`). With `absent`, a backend that can describe the profile's
+    device without having one (`Backend.stand_in`) does so; such a target is for plans only. Raises InputError for a
+    number that is not there, UnavailableError when that backend has no device here, with the hint to rehearse.
     """
+    try:
+        return _present_target(profile, registry, on)
+    except UnavailableError:
+        backend = registry.backends.get(on or profile.target.backend)
+        described = backend.stand_in(profile.target.arch) if absent and backend else None
+        if described is None:
+            raise
+        return Target(described.backend, described)
+
+
+def _present_target(profile: Profile, registry: Registry, on: str | None) -> Target:
     wanted = profile.target.backend
     asked, _, index = (on or wanted).partition(":")
     name = {"cpu": FALLBACK_BACKEND}.get(asked, asked)
@@ -65,8 +77,6 @@ def find_target(profile: Profile, registry: Registry, on: str | None = None) -> 
         devices = [_numbered(devices, index, name)]
     matching = devices if rehearsal else [device for device in devices if _matches(profile, device)]
     if not matching:
-        from turbort.errors import UnavailableError
-
         found = [f"found {device.name} ({device.arch})" for device in devices]
         raise UnavailableError(
             f"profile {profile.name} wants {wanted} {' or '.join(profile.target.arch)}",
@@ -246,4 +256,6 @@ def make_plan(
         "compute": profile.precision.compute,
         "fallback": profile.fallback,
     }
-    return Plan(header, planner.plan(sites))
+    plan = Plan(header, planner.plan(sites))
+    notes = registry.backend(where.backend).review(spec, plan, where.device)
+    return plan.with_header(notes=list(notes)) if notes else plan

@@ -27,9 +27,18 @@ def check(
     every: Annotated[bool, typer.Option("--verbose", "-v", help="Show passing cases, too.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a support table in Markdown.")] = False,
     emulated: Annotated[bool, typer.Option("--emulated", help="On an emulated driver: proves wiring, not hardware.")] = False,
+    targets: Annotated[
+        str | None,
+        typer.Option("--targets", metavar="A,B|all", help="Compile for these architectures instead, without a device."),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Run the conformance suite on a backend. Exit code 1 when a case fails or a waived one passes."""
+    if targets is not None:
+        from turbort.cli.offline import check_offline
+
+        check_offline(backend, targets, json=json)
+        return
     if emulated:
         from turbort.registry import Registry
 

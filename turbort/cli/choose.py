@@ -40,8 +40,11 @@ def read_profile(name: str, registry: Registry) -> Profile:
     return load_profile(name, registry.profile_paths, precisions=registry.precisions)
 
 
-def choose(profile: str | None, on: str | None) -> Choice:
-    """Registry, profile and target for `--profile` and `--on`; detects the device when neither is given."""
+def choose(profile: str | None, on: str | None, *, absent: bool = False) -> Choice:
+    """Registry, profile and target for `--profile` and `--on`; detects the device when neither is given.
+
+    With `absent` the device need not be here (see `find_target`).
+    """
     from turbort.planner import find_target
     from turbort.registry import Registry
 
@@ -50,7 +53,7 @@ def choose(profile: str | None, on: str | None) -> Choice:
     if on is None:
         _require_backend(chosen, registry)
     try:
-        return Choice(registry, chosen, find_target(chosen, registry, on))
+        return Choice(registry, chosen, find_target(chosen, registry, on, absent=absent))
     except UnavailableError as error:
         raise _with_hint(error, chosen, on) from None
 

@@ -42,7 +42,7 @@ def plan(
     from turbort.cli.choose import choose, find_model
     from turbort.cli.plan_table import grouped, plan_table
 
-    choice = choose(profile, on)
+    choice = choose(profile, on, absent=True)
     spec = with_sampler(find_model(model, choice.registry), sampler)
     if out is not None:
         from turbort.io import resolve_target

@@ -52,6 +52,8 @@ def title(header: Mapping[str, Any], digest: str) -> str:
 def plan_table(plan: Plan, *, sites: bool = False, stderr: bool = False) -> None:
     """Print a plan, grouped, or with one line per folded site and every refusal."""
     heading = title(plan.header, plan.digest)
+    for note in plan.header.get("notes", ()):
+        ui.say(note, "warn")
     if not sites:
         ui.table(_once_per_stage(grouped(plan)), COLUMNS, title=heading, styles=_style, stderr=stderr)
         return

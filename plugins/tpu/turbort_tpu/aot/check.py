@@ -1,0 +1,107 @@
+"""`turbort check tpu --targets ...`: compile every kernel for TPUs that are not here, and expect the refusals, too."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from turbort.errors import unknown
+
+from turbort_tpu.aot import topology
+from turbort_tpu.aot.cases import Case, cases, controls
+from turbort_tpu.generations import GENERATIONS, Generation
+
+BLOCK_MODEL = "wan2.1-t2v-1.3b"
+BLOCK_TARGETS = ("v5e", "v6e")
+BLOCK_DOTS = 8 + 4
+"""Eight linears, and the four unrolled products of the sparse branch."""
+
+
+def check_targets(targets: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """Rows with `target`, `case`, `ok`, `detail`, `seconds`, `peak_hbm`, `peak_vmem` (bytes) and `dots`.
+
+    Raises InputError for an unknown target, UnavailableError without jax and libtpu.
+    """
+    for target in targets:
+        if target not in GENERATIONS:
+            raise unknown("TPU generation", target, GENERATIONS)
+    topology.require()
+    topology.prepare()
+    yield _wrapping()
+    for target in targets:
+        generation = GENERATIONS[target]
+        place = topology.On(target)
+        for case in (*cases(), *controls()):
+            if case.applies(generation):
+                yield _row(case.name, generation, lambda case=case: compile_case(case, place), case.dots, case.refusal)  # type: ignore[misc]
+        if target in BLOCK_TARGETS:
+            yield _row(f"one block of {BLOCK_MODEL}", generation, lambda: block(target), BLOCK_DOTS)  # noqa: B023 - called at once
+
+
+def block(target: str) -> Mapping[str, Any]:
+    """One block of the 1.3B model, through the executor."""
+    from turbort_tpu.aot.trunk import block_row
+
+    return block_row(BLOCK_MODEL, f"tpu-{target}", layers=1)
+
+
+def _row(
+    name: str, generation: Generation, work: Callable[[], Mapping[str, Any]], least: int, refusal: tuple[str, ...] | None = None
+) -> Mapping[str, Any]:
+    """The result of one program: what it measured, and whether that is right."""
+    started = time.perf_counter()
+    row: dict[str, Any] = {"target": generation.name, "case": name, "peak_hbm": None, "peak_vmem": None, "dots": None}
+    try:
+        row |= work()
+    except Exception as error:  # noqa: BLE001 - the compiler's refusals have many types
+        text = re.sub(r"\s+", " ", str(error))
+        expected = refusal is not None and any(word in text for word in refusal)
+        row |= {"ok": expected, "detail": f"refused, as it must be: {_short(text)}" if expected else _short(text)}
+    else:
+        wrong = _fault(row, generation, least) if refusal is None else "compiled, and must be refused"
+        row |= {"ok": wrong is None, "detail": wrong or "compiled"}
+    return {**row, "seconds": round(time.perf_counter() - started, 2)}
+
+
+def _fault(row: Mapping[str, Any], generation: Generation, least: int) -> str | None:
+    if row["dots"] < least or row["wrapped"]:
+        return f"{row['dots']} 8-bit products with wide sums and {row['wrapped']} without; {least} and 0 are right"
+    if row["peak_hbm"] > generation.hbm:
+        return f"peak {row['peak_hbm'] / 2**30:.2f} GiB is more than the {generation.hbm / 2**30:.2f} there are"
+    return None
+
+
+def compile_case(case: Case, place: topology.On) -> dict[str, Any]:
+    """Compile one case for the device of `place` and measure the result; raises what the compiler raises."""
+    import jax
+    import jax.numpy as jnp
+
+    from turbort_tpu.aot.inspect import dots, vmem
+    from turbort_tpu.kernels.common import pallas
+
+    arguments = [place(shape, jnp.dtype(dtype)) for shape, dtype in case.arguments]
+    with pallas("compile"):
+        traced = jax.jit(case.build()).trace(*arguments)
+        compiled = traced.lower().compile()
+    found = dots(traced.jaxpr)
+    memory = compiled.memory_analysis()
+    return {"peak_hbm": memory.peak_memory_in_bytes, "peak_vmem": vmem(compiled), "dots": found.kept, "wrapped": found.wrapped}
+
+
+def _wrapping() -> Mapping[str, Any]:
+    """The counter must see an int8 product whose sums wrap: what torch's `matmul` of int8 tensors turns into."""
+    import jax
+    import jax.numpy as jnp
+
+    from turbort_tpu.aot.inspect import dots
+
+    codes = jax.ShapeDtypeStruct((8, 8), jnp.int8)
+    found = dots(jax.make_jaxpr(lambda a, b: a @ b)(codes, codes))
+    good = (found.kept, found.wrapped) == (0, 1)
+    return {"target": "any", "case": "wrapped int8 sums are seen", "ok": good, "detail": str(found), "seconds": 0.0, "peak_hbm": None, "peak_vmem": None, "dots": None}
+
+
+def _short(text: str, most: int = 160) -> str:
+    return text if len(text) <= most else text[:most] + " ..."

@@ -1,0 +1,1 @@
+"""The `jax` executor: torch models and ops run as JAX programs."""
