@@ -62,3 +62,9 @@ def three(x: Tensor, batch: int, length: int) -> tuple[Tensor, int, int]:
     x = x if x.dim() == 3 else x.reshape(-1, 1, x.shape[-1])
     x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
     return x, x.stride(0) if x.shape[0] == batch and batch > 1 else 0, x.stride(1) if x.shape[1] == length and length > 1 else 0
+
+
+if interpreted():
+    from turbort_cuda.interpreter import correct
+
+    correct()
