@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import triton
@@ -20,10 +23,13 @@ MMA = {
 
 @dataclass(frozen=True)
 class Built:
-    """What the compiler made: PTX (or AMD assembly), shared memory in bytes, registers' worth of spills if it says."""
+    """What the compiler made: PTX (or AMD assembly), shared memory in bytes, stack bytes per thread (spills; None if unknown)."""
 
     text: str
     shared: int
+    stack: int | None = None
+    registers: int | None = None
+    notes: str | None = None
 
     def instructions(self) -> set[str]:
         """Matrix instructions by the name in `MMA` and the operand type, such as `wgmma s8`."""
@@ -54,4 +60,36 @@ def compile_for(
     amd = isinstance(capability, str)
     target = GPUTarget("hip", capability, 64) if amd else GPUTarget("cuda", capability, 32)
     built = triton.compile(source, target=target, options=options)
-    return Built(built.asm["amdgcn" if amd else "ptx"], built.metadata.shared)
+    if amd:
+        return Built(built.asm["amdgcn"], built.metadata.shared)
+    return Built(built.asm["ptx"], built.metadata.shared, *_resources(built.asm["cubin"]), _notes(built.asm["ptx"], capability))
+
+
+def _tool(name: str) -> Path | None:
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return path if path.exists() else None
+
+
+def _notes(ptx: str, capability: int) -> str | None:
+    """What ptxas says of spills and serialised products on Hopper."""
+    tool = _tool("ptxas") if capability == 90 else None
+    if tool is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx, encoding="utf-8")
+        command = [str(tool), "-v", "--gpu-name=sm_90a", str(source), "-o", str(source.with_suffix(".cubin"))]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+def _resources(cubin: bytes) -> tuple[int | None, int | None]:
+    """Stack bytes and registers per thread, as the cuobjdump in Triton's wheel reports them."""
+    tool = _tool("cuobjdump")
+    if tool is None:
+        return None, None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([str(tool), "--dump-resource-usage", file.name], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    return (int(found[2]), int(found[1])) if found else (None, None)

@@ -39,33 +39,37 @@ def attend(
         else:
             key = tl.load(k + (bh.to(tl.int64) * blocks * BLOCK_N + keys)[:, None] * D + cols[None, :])
         scale = factor * tl.load(k_scales + bh * blocks + block)
-        s = tl.dot(q, key.T, out_dtype=tl.int32).to(tl.float32) * scale[:, None]
+        s = tl.dot(q, key.T, out_dtype=tl.int32).to(tl.float32)
     else:
         if TAIL:
             key = tl.load(k + keys.to(tl.int64)[:, None] * stride_kl + cols[None, :], mask=(keys < L)[:, None], other=0.0)
         else:
             key = tl.load(k + keys.to(tl.int64)[:, None] * stride_kl + cols[None, :])
-        s = tl.dot(q, key.T) * factor[:, None]
+        scale = factor
+        s = tl.dot(q, key.T)
     if TAIL:
         s = tl.where((keys < L)[None, :], s, float("-inf"))
-    higher = tl.maximum(top, tl.max(s, axis=1))
-    p = tl.exp2(s - higher[:, None])
+    # Scales are positive, so the maximum may be taken before them and one fma does scale and shift.
+    higher = tl.maximum(top, tl.max(s, axis=1) * scale)
+    p = tl.exp2(tl.fma(s, tl.broadcast_to(scale[:, None], s.shape), tl.broadcast_to(-higher[:, None], s.shape)))
     fade = tl.exp2(top - higher)
     total = total * fade + tl.sum(p, axis=1)
-    acc = acc * fade[:, None]
+    # A product of its own, added afterwards: a wgmma that accumulated across iterations would be in flight over the loop's back edge,
+    # which makes ptxas serialise every wgmma of the kernel. It also keeps e4m3 sums in full float32.
     if FP8:
         if TMA:
             value = v.load([bh * D, block * BLOCK_N])
         else:
             value = tl.load(v + (bh.to(tl.int64) * D + cols)[:, None] * (blocks * BLOCK_N) + keys[None, :])
-        acc = tl.dot((p * 448.0).to(tl.float8e4nv), value.T, acc)
+        update = tl.dot((p * 448.0).to(tl.float8e4nv), value.T)
     else:
         if TAIL:
             value = tl.load(v + keys.to(tl.int64)[:, None] * stride_vl + cols[None, :], mask=(keys < L)[:, None], other=0.0)
         else:
             value = tl.load(v + keys.to(tl.int64)[:, None] * stride_vl + cols[None, :])
-        acc = tl.dot(p.to(value.dtype), value, acc)
-    return acc, total, higher
+        update = tl.dot(p.to(value.dtype), value)
+    # An explicit fma: Triton would fold a sum back into the product's accumulator.
+    return tl.fma(acc, tl.broadcast_to(fade[:, None], acc.shape), update), total, higher
 
 
 @triton.jit

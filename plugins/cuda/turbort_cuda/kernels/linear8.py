@@ -28,11 +28,30 @@ from turbort_cuda.tuning import pick
 
 
 @triton.jit
+def store_part(
+    acc, sx, rows, row, col, out, w_scale, bias, residual, gate, length, stride_r, stride_gb, stride_gl, M, N,
+    WIDTH: tl.constexpr, TMA: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    """Scale, finish and store WIDTH columns of sums that begin at (row, col)."""
+    cols = col + tl.arange(0, WIDTH)
+    y = acc.to(tl.float32) * tl.load(w_scale + cols, mask=cols < N, other=0.0)[None, :] * sx[:, None]
+    if HAS_BIAS:
+        y += tl.load(bias + cols, mask=cols < N, other=0.0).to(tl.float32)[None, :]
+    inside = (rows < M)[:, None] & (cols < N)[None, :]
+    y = finish(y, rows, cols, inside, residual, gate, N, length, stride_r, stride_gb, stride_gl, GELU, RESIDUAL, GATE)
+    if TMA:
+        out.store([row, col], y.to(out.dtype))
+    else:
+        tl.store(out + rows.to(tl.int64)[:, None] * N + cols[None, :], y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def linear8_kernel(
     x, w, out, x_scale, w_scale, bias, residual, gate, length, stride_r, stride_gb, stride_gl,
     M, N, K, stride_x, stride_w,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
     TMA: tl.constexpr, EVEN_K: tl.constexpr, INT: tl.constexpr, FLATTEN: tl.constexpr, SPECIALIZE: tl.constexpr,
+    HALVES: tl.constexpr,
     HAS_BIAS: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     """One persistent program; x [M, K] and w [N, K] are pointers, or descriptors of BLOCK x BLOCK_K tiles when TMA."""
@@ -66,16 +85,23 @@ def linear8_kernel(
                 left += BLOCK_K
                 right += BLOCK_K
         sx = tl.load(x_scale + rows, mask=rows < M, other=0.0)
-        sw = tl.load(w_scale + cols, mask=cols < N, other=0.0)
-        y = acc.to(tl.float32) * sw[None, :] * sx[:, None]
-        if HAS_BIAS:
-            y += tl.load(bias + cols, mask=cols < N, other=0.0).to(tl.float32)[None, :]
-        inside = (rows < M)[:, None] & (cols < N)[None, :]
-        y = finish(y, rows, cols, inside, residual, gate, N, length, stride_r, stride_gb, stride_gl, GELU, RESIDUAL, GATE)
-        if TMA:
-            out.store([pid_m * BLOCK_M, pid_n * BLOCK_N], y.to(out.dtype))
+        if HALVES:
+            # Half of the columns at a time: the end of a wide tile then needs no more registers than its loop.
+            pair = tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
+            first, second = tl.split(pair)
+            store_part(
+                first, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N, out, w_scale, bias, residual, gate, length, stride_r, stride_gb,
+                stride_gl, M, N, BLOCK_N // 2, TMA, HAS_BIAS, GELU, RESIDUAL, GATE,
+            )  # fmt: skip
+            store_part(
+                second, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N + BLOCK_N // 2, out, w_scale, bias, residual, gate, length, stride_r,
+                stride_gb, stride_gl, M, N, BLOCK_N // 2, TMA, HAS_BIAS, GELU, RESIDUAL, GATE,
+            )  # fmt: skip
         else:
-            tl.store(out + rows.to(tl.int64)[:, None] * N + cols[None, :], y.to(out.dtype.element_ty), mask=inside)
+            store_part(
+                acc, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N, out, w_scale, bias, residual, gate, length, stride_r, stride_gb,
+                stride_gl, M, N, BLOCK_N, TMA, HAS_BIAS, GELU, RESIDUAL, GATE,
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,12 +145,13 @@ def linear(
     chosen = dict(config or pick("linear8", capability(device), shape_class(m), f"{n}x{k}"))
     block = chosen["BLOCK_M"], chosen["BLOCK_N"], chosen["BLOCK_K"]
     tma = bool(chosen.get("tma")) and all(map(describable, (rows, weight.values, end.out)))
+    halves = bool(chosen.get("halves"))
     operands: tuple[Any, ...] = (rows, weight.values, end.out)
     if tma:
         operands = (
             descriptor(rows, block[0], block[2]),
             descriptor(weight.values, block[1], block[2]),
-            descriptor(end.out, block[0], block[1]),
+            descriptor(end.out, block[0], block[1] // 2 if halves else block[1]),
         )
     tiles = triton.cdiv(m, block[0]) * triton.cdiv(n, block[1])
     with on(device):
@@ -132,7 +159,7 @@ def linear(
             *operands, qx.scales, weight.scales, *end.pointers,
             m, n, k, rows.stride(0), weight.values.stride(0),
             *block, chosen["GROUP"], chosen["stages"], tma, k % block[2] == 0, weight.activation == "int8-token",
-            bool(chosen.get("flatten")), bool(chosen.get("specialize")), **end.flags,
+            bool(chosen.get("flatten")), bool(chosen.get("specialize")), halves, **end.flags,
             num_warps=chosen["warps"], num_stages=chosen["stages"],
         )  # fmt: skip
     return end.finished()

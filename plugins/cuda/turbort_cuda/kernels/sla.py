@@ -22,7 +22,8 @@ from turbort_cuda.kernels.kv import block_sums, prepare
 from turbort_cuda.launch import capability, on
 from turbort_cuda.tuning import pick
 
-COMPARED = 64
+COMPARED = 16
+"""Scores that every score is compared with at once."""
 
 
 @triton.jit
