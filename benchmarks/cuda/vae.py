@@ -1,0 +1,49 @@
+"""VAE decode of W: the planned decoder in chunks, with peak memory, and the convolutions that bound it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from benchmarks.cuda.results import Results
+from benchmarks.cuda.workload import filled, planned
+
+FLOP = 275e12
+"""Of the whole decode; see NUMBERS."""
+
+
+def decoder(args: argparse.Namespace) -> Any:
+    """The bound VAE with random weights, on the GPU."""
+    from turbort.models.vae import build_vae
+
+    spec, _, registry, plan = planned("wan2.1-t2v-1.3b", args.profile)
+    with torch.device("meta"):
+        vae = build_vae(spec.vae).requires_grad_(False).eval()
+    return filled(vae, "vae", plan, registry, torch.bfloat16)
+
+
+@torch.inference_mode()
+def run(results: Results, args: argparse.Namespace) -> None:
+    model = decoder(args)
+    latents = torch.randn(1, 16, 21, 60, 104, device="cuda", dtype=torch.bfloat16)
+    for chunk in (1, 2, 4, 8):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+        def decode(chunk: int = chunk) -> None:
+            for _ in model.decode_stream(latents, chunk=chunk):
+                pass
+
+        results.time(f"decode 81 frames, {chunk} latent frames a chunk", decode, flop=FLOP, seconds=2.0)
+        results.note(f"peak memory, chunk {chunk}", gib=torch.cuda.max_memory_allocated() / 2**30)
+    for channels, height, width in ((384, 60, 104), (384, 120, 208), (192, 240, 416), (96, 480, 832)):
+        x = torch.randn(1, channels, 6, height, width, device="cuda", dtype=torch.bfloat16)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        weight = torch.randn(channels, channels, 3, 3, 3, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
+        flop = 2.0 * 27 * channels * channels * 4 * height * width
+        results.time(
+            f"cuDNN conv3d {channels} at {height}x{width}, 4 frames",
+            lambda x=x, w=weight: torch.nn.functional.conv3d(x, w, padding=(0, 1, 1)), flop=flop,
+        )  # fmt: skip

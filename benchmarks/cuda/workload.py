@@ -1,0 +1,55 @@
+"""Workload W (Wan2.1-T2V-1.3B, 832x480, 81 frames), and a whole model with random weights in any plan."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+TOKENS, DIM, FFN, HEADS, HEAD, TEXT = 32760, 1536, 8960, 12, 128, 512
+LINEARS = {
+    "qkv/out 1536->1536": (DIM, DIM),
+    "ffn.in 1536->8960": (FFN, DIM),
+    "ffn.out 8960->1536": (DIM, FFN),
+    "14B 5120->5120": (5120, 5120),
+    "14B ffn.in 5120->13824": (13824, 5120),
+}
+"""N and K of the linears; M is TOKENS."""
+
+
+def planned(model: str, profile_name: str, *, dense: bool = False) -> tuple[Any, Any, Any, Any]:
+    """Spec, profile, registry and plan of `model` under a shipped profile on this machine's first GPU."""
+    import turbort_cuda
+
+    from turbort.models.spec import get_model
+    from turbort.planner import make_plan
+    from turbort.profile import load_profile
+    from turbort.registry import Registry
+
+    registry = Registry()
+    if "cuda" not in registry.backends:
+        registry = Registry(extra=[turbort_cuda])
+    spec = get_model(model)
+    profile = load_profile(profile_name)
+    if dense:
+        profile = profile.model_copy(update={"attention": profile.attention.model_copy(update={"kind": "dense"})})
+    return spec, profile, registry, make_plan(spec, profile, registry, size=(832, 480), frames=81)
+
+
+def filled(model: nn.Module, stage: str, plan: Any, registry: Any, dtype: torch.dtype) -> nn.Module:
+    """`model` bound to the plan with random weights of a trained model's spread, made and quantised on the GPU one at a time."""
+    from turbort.bind import Binder
+
+    device = torch.device("cuda:0")
+    binder = Binder(model, plan, stage, registry, device=device, dtype=dtype)
+    draw = torch.Generator(device).manual_seed(0)
+    for name, shape in binder.expected().items():
+        if name.endswith(("norm.weight", "norm_q.weight", "norm_k.weight", "norm3.weight", "gamma")):
+            value = torch.ones(shape, device=device)
+        else:
+            fan_in = math.prod(shape[1:]) if len(shape) > 1 else 100
+            value = torch.randn(shape, device=device, generator=draw) * fan_in**-0.5
+        binder.place(name, value)
+    return model

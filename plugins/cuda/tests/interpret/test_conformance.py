@@ -1,0 +1,50 @@
+"""The conformance suite of turbort on the interpreter's stand-in device: the samples that are small enough for it."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed; `pip install triton` brings the interpreter")
+
+from fnmatch import fnmatchcase
+
+import turbort_cuda
+from turbort.registry import Registry
+from turbort.testing import Outcome, Suite
+
+# One column per op: a tail in every size, an epilogue, a view, a mean or an outlier. The whole suite is
+# `TRITON_INTERPRET=1 turbort check cuda`, which takes an hour or so.
+SAMPLES = {
+    "linear": ("t5-k333-n77", "t65-k384-n256-tokengate", "t65-k256-n128-spread", "b2-t65-k384-n256-gate"),
+    "attention": ("q7-k7-h40", "q129-k129-h2-packed", "q65-k65-h4-d64"),
+    "sla_attention": ("t7-h2-k10", "b2-t300-h2-k40"),
+    "*": ("*t7-*", "*tail*", "*offset*", "*mean*"),
+}
+CHEAP = ("int8", "int8-fp8", "w8a8", "w8a8-block128", "fp8", "w4a8", "w4a16", "bsq8", "bsq4", "bf16")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _chosen(case_id: str) -> bool:
+    op, kernel, precision, sample = case_id.split("/")
+    if not kernel.startswith("triton") or kernel == "triton-no-fp8" or precision not in CHEAP:
+        return False
+    return any(fnmatchcase(sample, pattern) for pattern in SAMPLES.get(op, SAMPLES["*"]))
+
+
+def _suite() -> Suite:
+    registry = Registry()
+    return Suite("cuda", registry if "cuda" in registry.backends else Registry(extra=[turbort_cuda]))
+
+
+SUITE = _suite() if INTERPRETED else None
+
+
+@pytest.mark.parametrize("case_id", [case for case in SUITE.cases if _chosen(case)] if SUITE else ["none"])
+def test_case(case_id: str) -> None:
+    assert SUITE is not None
+    result = SUITE.run(case_id)
+    if result.outcome is Outcome.REJECTED:
+        pytest.skip(result.message)
+    assert result.outcome is Outcome.PASS, f"{result.check}: {result.message}"

@@ -1,0 +1,105 @@
+"""Launch configurations as data: per kernel, architecture and shape class. No torch, no triton here.
+
+`pick` answers at once, so that a first run never stalls to measure. A file that `python -m benchmarks.cuda` wrote on this card
+(`TURBORT_CUDA_TUNING`, default `~/.cache/turbort/cuda-<arch>.json`) replaces rows of this table; see `turbort_cuda.tuning`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Config = Mapping[str, Any]
+
+WIDE_ROWS = 1024
+TINY_ROWS = 64
+
+
+def shape_class(rows: int) -> str:
+    """`wide` (video tokens), `mid` (text, a small video) or `tiny` (time embeddings), by rows of the activation."""
+    if rows > WIDE_ROWS:
+        return "wide"
+    return "mid" if rows > TINY_ROWS else "tiny"
+
+
+def _c(m: int, n: int, k: int, stages: int, warps: int, **more: Any) -> Config:
+    return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP": 8, "stages": stages, "warps": warps, **more}
+
+
+# 8-bit operands. Hopper: two consumer warpgroups on a 128 x 256 tile leave 128 accumulator registers a thread.
+_LINEAR8: Mapping[int, Mapping[str, Config]] = {
+    0: {"wide": _c(64, 64, 128, 1, 4), "mid": _c(64, 64, 128, 1, 4), "tiny": _c(16, 64, 128, 1, 4)},
+    80: {"wide": _c(128, 256, 64, 4, 8, halves=True), "mid": _c(64, 128, 64, 4, 4), "tiny": _c(16, 64, 128, 4, 4)},
+    86: {"wide": _c(128, 128, 64, 3, 8), "mid": _c(64, 128, 64, 3, 4), "tiny": _c(16, 64, 128, 4, 4)},
+    89: {"wide": _c(128, 128, 64, 4, 8), "mid": _c(64, 128, 64, 4, 4), "tiny": _c(16, 64, 128, 4, 4)},
+    90: {"wide": _c(128, 256, 128, 4, 8, tma=True, halves=True), "mid": _c(64, 128, 128, 4, 4, tma=True), "tiny": _c(64, 64, 128, 4, 4, tma=True)},
+    100: {"wide": _c(128, 256, 128, 4, 8, tma=True, halves=True), "mid": _c(128, 128, 128, 3, 4, tma=True), "tiny": _c(64, 64, 128, 4, 4, tma=True)},
+    120: {"wide": _c(128, 128, 64, 3, 8, tma=True), "mid": _c(64, 128, 64, 3, 4, tma=True), "tiny": _c(16, 64, 128, 3, 4)},
+}
+
+# One int32 product per 128 inputs, then a float32 sum: two accumulators live at once, so tiles are smaller.
+_BLOCK128: Mapping[int, Mapping[str, Config]] = {
+    0: {"wide": _c(64, 128, 128, 1, 4)},
+    80: {"wide": _c(128, 128, 128, 3, 8), "mid": _c(64, 128, 128, 3, 4)},
+    86: {"wide": _c(128, 128, 128, 2, 8), "mid": _c(64, 128, 128, 3, 4)},
+    89: {"wide": _c(128, 128, 128, 2, 8), "mid": _c(64, 128, 128, 3, 4)},
+    90: {"wide": _c(128, 128, 128, 4, 8, tma=True), "mid": _c(64, 128, 128, 4, 4, tma=True)},
+    100: {"wide": _c(128, 128, 128, 4, 8, tma=True), "mid": _c(64, 128, 128, 4, 4, tma=True)},
+    120: {"wide": _c(128, 128, 128, 2, 8, tma=True), "mid": _c(64, 128, 128, 3, 4, tma=True)},
+}
+
+# Weights are unpacked in registers; K advances by one group of 128 inputs.
+_INT4: Mapping[int, Mapping[str, Config]] = {
+    0: {"wide": _c(64, 64, 128, 1, 4), "tiny": _c(16, 64, 128, 1, 4)},
+    80: {"wide": _c(128, 128, 128, 2, 8), "tiny": _c(16, 64, 128, 3, 4)},
+    86: {"wide": _c(64, 128, 128, 2, 8), "tiny": _c(16, 64, 128, 2, 4)},
+    89: {"wide": _c(64, 128, 128, 2, 8), "tiny": _c(16, 64, 128, 2, 4)},
+    90: {"wide": _c(128, 128, 128, 3, 8), "tiny": _c(16, 64, 128, 3, 4)},
+    100: {"wide": _c(128, 128, 128, 3, 8), "tiny": _c(16, 64, 128, 3, 4)},
+    120: {"wide": _c(64, 128, 128, 2, 8), "tiny": _c(16, 64, 128, 2, 4)},
+}
+
+_BSQ: Mapping[int, Mapping[str, Config]] = {
+    0: {"wide": {"BLOCK_M": 64, "stages": 1, "warps": 4}},
+    80: {"wide": {"BLOCK_M": 128, "stages": 3, "warps": 4}},
+    86: {"wide": {"BLOCK_M": 64, "stages": 2, "warps": 4}},
+    90: {"wide": {"BLOCK_M": 128, "stages": 3, "warps": 4}},
+    120: {"wide": {"BLOCK_M": 64, "stages": 2, "warps": 4}},
+}
+
+
+def _a(m: int, n: int, stages: int, warps: int, **more: Any) -> Config:
+    return {"BLOCK_M": m, "BLOCK_N": n, "stages": stages, "warps": warps, **more}
+
+
+# `dense` chooses its own tiles; the tiles of `sparse` are the geometry of the block map, which the caller fixes.
+_ATTENTION: Mapping[int, Mapping[str, Config]] = {
+    0: {"dense": _a(64, 64, 1, 4), "sparse": _a(0, 0, 1, 4)},
+    80: {"dense": _a(128, 64, 3, 8), "sparse": _a(0, 0, 3, 4)},
+    86: {"dense": _a(128, 64, 2, 8), "sparse": _a(0, 0, 2, 4)},
+    89: {"dense": _a(128, 64, 2, 8), "sparse": _a(0, 0, 2, 4)},
+    90: {"dense": _a(128, 128, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4, tma=True)},
+    100: {"dense": _a(128, 128, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4, tma=True)},
+    120: {"dense": _a(128, 64, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4)},
+}
+
+TABLES: Mapping[str, Mapping[int, Mapping[str, Config]]] = {
+    "linear8": _LINEAR8,
+    "linear_block128": _BLOCK128,
+    "linear_int4": _INT4,
+    "linear_bsq": _BSQ,
+    "attention": _ATTENTION,
+}
+
+
+def row(kernel: str, capability: int, shape: str) -> Config:
+    """The shipped configuration: the nearest older generation in the table, the nearest larger shape class.
+
+    `capability` 0 is Triton's interpreter.
+    """
+    table = TABLES[kernel]
+    found = table[max((key for key in table if key <= capability), default=0)]
+    for name in (shape, "mid", "wide"):
+        if name in found:
+            return found[name]
+    raise KeyError(f"{kernel} has no configuration for {shape}")

@@ -1,0 +1,190 @@
+"""Flash attention with INT8 or 16-bit QK and 16-bit or e4m3 PV, dense or over a list of key blocks, with SLA's linear branch.
+
+    s = q k^T * sq[row] * sk[block] / sqrt(d);  p = exp(s - max);  o = (sum p v) / (sum p)
+
+q is quantised in registers when its tile is loaded, one scale per row: no pass over memory, and finer than one scale per tile. Scores
+are int32, softmax float32 in base 2. P is rounded to v's dtype, or scaled by 448 to e4m3. Source of the scheme: SageAttention
+(arXiv 2410.02367, 2411.10958). The sparse form is `turbort.ops.sla_attention`: see `turbort_cuda.kernels.sla`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from turbort.errors import unknown
+from turbort.precision import ATTENTION
+
+from turbort_cuda.kernels.common import FLOOR, rounded
+from turbort_cuda.kernels.kv import Prepared, prepare
+from turbort_cuda.launch import capability, describable, descriptor, on
+from turbort_cuda.tuning import pick
+
+
+@triton.jit
+def attend(
+    acc, total, top, q, factor, k, v, k_scales, block, L, bh, blocks, stride_kl, stride_vl,
+    BLOCK_N: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr, TMA: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """One block of keys: the new (acc, total, top). TAIL masks keys at or past L; other blocks are whole."""
+    keys = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    cols = tl.arange(0, D)
+    if INT8:
+        if TMA:
+            key = k.load([(bh * blocks + block) * BLOCK_N, 0])
+        else:
+            key = tl.load(k + (bh.to(tl.int64) * blocks * BLOCK_N + keys)[:, None] * D + cols[None, :])
+        scale = factor * tl.load(k_scales + bh * blocks + block)
+        s = tl.dot(q, key.T, out_dtype=tl.int32).to(tl.float32)
+    else:
+        if TAIL:
+            key = tl.load(k + keys.to(tl.int64)[:, None] * stride_kl + cols[None, :], mask=(keys < L)[:, None], other=0.0)
+        else:
+            key = tl.load(k + keys.to(tl.int64)[:, None] * stride_kl + cols[None, :])
+        scale = factor
+        s = tl.dot(q, key.T)
+    if TAIL:
+        s = tl.where((keys < L)[None, :], s, float("-inf"))
+    # Scales are positive, so the maximum may be taken before them and one fma does scale and shift.
+    higher = tl.maximum(top, tl.max(s, axis=1) * scale)
+    p = tl.exp2(tl.fma(s, tl.broadcast_to(scale[:, None], s.shape), tl.broadcast_to(-higher[:, None], s.shape)))
+    fade = tl.exp2(top - higher)
+    total = total * fade + tl.sum(p, axis=1)
+    # A product of its own, added afterwards: a wgmma that accumulated across iterations would be in flight over the loop's back edge,
+    # which makes ptxas serialise every wgmma of the kernel. It also keeps e4m3 sums in full float32.
+    if FP8:
+        if TMA:
+            value = v.load([bh * D, block * BLOCK_N])
+        else:
+            value = tl.load(v + (bh.to(tl.int64) * D + cols)[:, None] * (blocks * BLOCK_N) + keys[None, :])
+        update = tl.dot((p * 448.0).to(tl.float8e4nv), value.T)
+    else:
+        if TAIL:
+            value = tl.load(v + keys.to(tl.int64)[:, None] * stride_vl + cols[None, :], mask=(keys < L)[:, None], other=0.0)
+        else:
+            value = tl.load(v + keys.to(tl.int64)[:, None] * stride_vl + cols[None, :])
+        update = tl.dot(p.to(value.dtype), value)
+    # An explicit fma: Triton would fold a sum back into the product's accumulator.
+    return tl.fma(acc, tl.broadcast_to(fade[:, None], acc.shape), update), total, higher
+
+
+@triton.jit
+def attention_kernel(
+    q, k, v, out, k_scales, v_scales, lut, state, totals, proj, proj_bias, LQ, LK, H, blocks, chosen, softmax_scale,
+    stride_qb, stride_ql, stride_qh, stride_kb, stride_kl, stride_kh, stride_vb, stride_vl, stride_vh,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr, TMA: tl.constexpr,
+    SPARSE: tl.constexpr, LINEAR: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M queries of one head. SPARSE: `chosen` ascending key blocks from lut int32 [B*H, query blocks, chosen].
+
+    `softmax_scale` is log2(e) / sqrt(d). The last block of the walk is the only one that can reach past LK.
+    """
+    block_m = tl.program_id(0)
+    bh = tl.program_id(1)
+    batch = (bh // H).to(tl.int64)
+    head = bh % H
+    rows = block_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    cols = tl.arange(0, D)
+    inside = (rows < LQ)[:, None]
+    source = q + batch * stride_qb + head * stride_qh + rows.to(tl.int64)[:, None] * stride_ql + cols[None, :]
+    given = tl.load(source, mask=inside, other=0.0)
+    if INT8:
+        full = given.to(tl.float32)
+        amax = tl.maximum(tl.max(tl.abs(full), axis=1), FLOOR)
+        query = rounded(full * (127.0 / amax)[:, None]).to(tl.int8)
+        factor = amax * (softmax_scale / 127.0)
+    else:
+        query = given
+        factor = tl.zeros((BLOCK_M,), dtype=tl.float32) + softmax_scale
+        k += batch * stride_kb + head * stride_kh
+    if not FP8:
+        v += batch * stride_vb + head * stride_vh
+    if SPARSE:
+        lut += (bh.to(tl.int64) * tl.num_programs(0) + block_m) * chosen
+    acc = tl.zeros((BLOCK_M, D), dtype=tl.float32)
+    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    for step in tl.range(0, chosen - 1, num_stages=STAGES):
+        block = tl.load(lut + step) if SPARSE else step
+        acc, total, top = attend(
+            acc, total, top, query, factor, k, v, k_scales, block, LK, bh, blocks, stride_kl, stride_vl,
+            BLOCK_N, D, INT8, FP8, TMA, False,
+        )  # fmt: skip
+    block = tl.load(lut + chosen - 1) if SPARSE else chosen - 1
+    acc, total, top = attend(
+        acc, total, top, query, factor, k, v, k_scales, block, LK, bh, blocks, stride_kl, stride_vl,
+        BLOCK_N, D, INT8, FP8, TMA, True,
+    )  # fmt: skip
+    y = acc / total[:, None]
+    if FP8:
+        y = y * (tl.load(v_scales + bh * D + cols) * (1.0 / 448.0))[None, :]
+    if LINEAR:
+        kind: tl.constexpr = out.dtype.element_ty
+        # Read again rather than kept: the tile would occupy registers through the whole loop.
+        full = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+        power = tl.exp(full - tl.max(full, axis=1)[:, None])
+        feature = power / tl.sum(power, axis=1)[:, None]
+        weight = tl.sum(feature * tl.load(totals + bh * D + cols)[None, :], axis=1)
+        square = cols[:, None] * D + cols[None, :]
+        mixed = tl.dot(feature.to(kind), tl.load(state + bh.to(tl.int64) * (D * D) + square))
+        mixed = (mixed / (weight + 1e-5)[:, None]).to(kind)
+        line = tl.dot(mixed, tl.trans(tl.load(proj + square))) + tl.load(proj_bias + cols).to(tl.float32)[None, :]
+        y = y.to(kind).to(tl.float32) + line.to(kind).to(tl.float32)
+    target = out + ((batch * LQ + rows)[:, None] * H + head) * D + cols[None, :]
+    tl.store(target, y.to(out.dtype.element_ty), mask=inside)
+
+
+def launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    ready: Prepared,
+    config: dict[str, Any],
+    *,
+    lut: Tensor | None = None,
+    proj: Tensor | None = None,
+    proj_bias: Tensor | None = None,
+) -> Tensor:
+    """Run the kernel on [B, L, H, d] tensors whose last axis is contiguous; returns q's shape and dtype."""
+    batch, lq, heads, d = q.shape
+    rows, cols = config["BLOCK_M"], config["BLOCK_N"]
+    out = torch.empty((batch, lq, heads, d), dtype=q.dtype, device=q.device)
+    int8, fp8 = ready.codes is not None, ready.v_codes is not None
+    keys: Any = k if ready.codes is None else ready.codes
+    values: Any = v if ready.v_codes is None else ready.v_codes
+    tma = bool(config.get("tma")) and int8 and all(map(describable, (ready.codes.view(-1, d),) if ready.codes is not None else ()))
+    if tma:
+        keys = descriptor(keys.view(-1, d), cols, d)
+        if fp8:
+            values = descriptor(values.view(-1, values.shape[-1]), d, cols)
+    chosen = ready.blocks if lut is None else lut.shape[-1]
+    given = (ready.k_scales, ready.v_scales, lut, ready.state, ready.totals, proj, proj_bias)
+    with on(q.device):
+        attention_kernel[triton.cdiv(lq, rows), batch * heads](
+            q, keys, values, out, *(out if t is None else t for t in given), lq, k.shape[1], heads, ready.blocks, chosen,
+            1.4426950408889634 * d**-0.5, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            rows, cols, d, int8, fp8, tma, lut is not None, ready.state is not None, config["stages"],
+            num_warps=config["warps"], num_stages=config["stages"],
+        )  # fmt: skip
+    return out
+
+
+def inner_contiguous(x: Tensor) -> Tensor:
+    """x, or a copy whose last axis is contiguous."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, precision: str | None = None, config: dict[str, Any] | None = None
+) -> Tensor:
+    """`turbort.ops.attention` at `int8`, `int8-fp8`, or in 16 bits when `precision` is None."""
+    if precision not in (None, *ATTENTION):
+        raise unknown("attention precision", str(precision), ATTENTION)
+    q, k, v = map(inner_contiguous, (q, k, v))
+    chosen = dict(config or pick("attention", capability(q.device), "dense"))
+    ready = prepare(k, v, chosen["BLOCK_N"], int8=precision is not None, fp8=precision == "int8-fp8", linear=False)
+    return launch(q, k, v, ready, chosen)

@@ -1,0 +1,95 @@
+"""Sparse-linear attention: block map, block-sparse attention by look-up table, linear branch and projection.
+
+Five launches and three small reductions: sums of q blocks, sums of k blocks (and max |v|), scores (one float32 matmul), choice
+of blocks, preparation of k and v, and one attention kernel whose end adds the projected linear branch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from turbort.errors import InputError, unknown
+from turbort.ops.block_map import chosen_blocks, tree_sum
+from turbort.precision import ATTENTION
+
+from turbort_cuda.kernels.attention import inner_contiguous, launch
+from turbort_cuda.kernels.kv import block_sums, prepare
+from turbort_cuda.launch import capability, on
+from turbort_cuda.tuning import pick
+
+COMPARED = 16
+"""Scores that every score is compared with at once."""
+
+
+@triton.jit
+def choose_kernel(scores, lut, BLOCKS, CHOSEN, WIDTH: tl.constexpr, STEP: tl.constexpr):
+    """One query block: the CHOSEN best of BLOCKS scores, ties to the lower index, as ascending indices."""
+    row = tl.program_id(0).to(tl.int64)
+    mine = tl.arange(0, WIDTH)
+    real = mine < BLOCKS
+    score = tl.load(scores + row * BLOCKS + mine, mask=real, other=float("-inf"))
+    rank = tl.zeros((WIDTH,), dtype=tl.int32)
+    for start in range(0, BLOCKS, STEP):
+        other = start + tl.arange(0, STEP)
+        theirs = tl.load(scores + row * BLOCKS + other, mask=other < BLOCKS, other=float("-inf"))
+        level = (theirs[None, :] == score[:, None]) & (other[None, :] < mine[:, None])
+        ahead = ((theirs[None, :] > score[:, None]) | level) & (other < BLOCKS)[None, :]
+        rank += tl.sum(ahead.to(tl.int32), axis=1)
+    taken = real & (rank < CHOSEN)
+    place = tl.cumsum(taken.to(tl.int32), axis=0) - 1
+    tl.store(lut + row * CHOSEN + place, mine, mask=taken)
+
+
+def choose(scores: Tensor, count: int) -> Tensor:
+    """scores float32 [..., nk] -> int32 [..., count]."""
+    blocks = scores.shape[-1]
+    flat = scores.reshape(-1, blocks).contiguous()
+    lut = torch.empty((*scores.shape[:-1], count), dtype=torch.int32, device=scores.device)
+    width = max(16, triton.next_power_of_2(blocks))
+    with on(scores.device):
+        choose_kernel[(flat.shape[0],)](flat, lut, blocks, count, width, COMPARED, num_warps=4)
+    return lut
+
+
+def scores_of(q_sums: Tensor, k_sums: Tensor, lengths: tuple[int, int], block: tuple[int, int]) -> Tensor:
+    """Pooled scores float32 [B, H, nq, nk] from block sums [B, n, H, d]: the arithmetic of `turbort.ops.block_map`."""
+    q_pool = q_sums / _counts(q_sums, lengths[0], block[0])
+    k_pool = k_sums / _counts(k_sums, lengths[1], block[1]) - (tree_sum(k_sums, dim=1) / lengths[1]).unsqueeze(1)
+    return q_pool.transpose(1, 2) @ k_pool.permute(0, 2, 3, 1)
+
+
+def _counts(sums: Tensor, length: int, size: int) -> Tensor:
+    starts = torch.arange(sums.shape[1], device=sums.device) * size
+    return (length - starts).clamp_max(size).to(torch.float32).view(-1, 1, 1)
+
+
+def sla_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    *,
+    topk: float,
+    block: tuple[int, int] = (64, 128),
+    precision: str | None = None,
+    config: dict[str, Any] | None = None,
+) -> Tensor:
+    """`turbort.ops.sla_attention` in 16 bits (`precision` None), `int8` or `int8-fp8`."""
+    if precision not in (None, *ATTENTION):
+        raise unknown("attention precision", str(precision), ATTENTION)
+    if not 0.0 < topk <= 1.0:
+        raise InputError(f"topk {topk} is outside (0, 1]", fix="give the share of key blocks to keep, such as 0.1")
+    q, k, v = map(inner_contiguous, (q, k, v))
+    chosen = {**pick("attention", capability(q.device), "sparse"), **(config or {}), "BLOCK_M": block[0], "BLOCK_N": block[1]}
+    ready = prepare(k, v, block[1], int8=precision is not None, fp8=precision == "int8-fp8", linear=True)
+    assert ready.k_sums is not None  # `linear=True` always makes them
+    scores = scores_of(block_sums(q, block[0])[0], ready.k_sums, (q.shape[1], k.shape[1]), block)
+    lut = choose(scores, chosen_blocks(topk, scores.shape[-1]))
+    weight, bias = (t.to(q.dtype).contiguous() for t in (proj_weight, proj_bias))
+    return launch(q, k, v, ready, chosen, lut=lut, proj=weight, proj_bias=bias)
