@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from time import perf_counter
+from time import process_time
 from types import ModuleType
 
 import pytest
@@ -73,9 +73,9 @@ TINY = MODELS["tiny"]
 @pytest.mark.parametrize("name", [info.name for info in list_profiles()])
 @pytest.mark.parametrize("model", ["wan2.1-t2v-14b", "wan2.2-t2v-a14b", "wan2.1-i2v-14b"])
 def test_every_profile_plans_a_14b_model_without_weights(name: str, model: str) -> None:
-    start = perf_counter()
+    start = process_time()
     plan = make_plan(MODELS[model], load_profile(name), Registry(), backend="null")
-    assert perf_counter() - start < 10
+    assert process_time() - start < 10
     assert len(plan.choices) > 800
     assert not plan.fallbacks
 
