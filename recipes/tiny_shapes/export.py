@@ -164,8 +164,18 @@ def export(o: Options) -> Path:
     return target / "tiny"
 
 
+def write_card(out: Path) -> None:
+    """The model card, with the table that `evaluate` has made; without scores there is none to publish."""
+    scores = out / "evaluate" / "table.md"
+    if not scores.is_file():
+        raise SystemExit(f"{scores} is not there: run recipes.tiny_shapes.evaluate first")
+    card = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
+    (out / "export" / "tiny" / "README.md").write_text(card.format(table=scores.read_text()), encoding="utf-8")
+
+
 def install(out: Path) -> None:
-    """Copy an exported run into the repository."""
+    """Write the model card and copy an exported run into the repository."""
+    write_card(out)
     for source, target in ((out / "export" / "tiny", ASSETS), (out / "export" / "weights", WEIGHTS)):
         check_size(source) if target == ASSETS else None
         if target.exists():

@@ -4,25 +4,27 @@
 #   lease.sh start GPUS [arguments of recipes.tiny_shapes.all]   copies the repository to $WORK and starts training there
 #   lease.sh wait SECONDS                                        waits, shows the log's end, packs results into $OUT
 #
-# Wheels of Python packages that the machine lacks are taken from .whl, an earlier run's pieces from .pieces.
+# Wheels of Python packages that the machine lacks are taken from runs/whl, an earlier run's pieces from runs/pieces.
 set -uo pipefail
 
 WORK=${WORK:-/tmp/tiny-work}
 RUN=${RUN:-/tmp/tiny-run}
 OUT=${OUT:-/tmp/tiny-out}
 PYTHON=${PYTHON:-python3}
-export PYTHONPATH=/tmp/tiny-site PYTHONUNBUFFERED=1 NCCL_NVLS_ENABLE=0
+SITE=${SITE:-/tmp/tiny-site}
+# One host: loopback is enough for finding each other, and needs no name service. NVLink multicast stays off.
+export PYTHONPATH=$SITE PYTHONUNBUFFERED=1 NCCL_NVLS_ENABLE=0 NCCL_SOCKET_IFNAME=lo GLOO_SOCKET_IFNAME=lo
 
 start() {
     local gpus=$1
     shift
-    rm -rf "$WORK" && mkdir -p "$WORK" "$RUN" /tmp/tiny-site
+    rm -rf "$WORK" && mkdir -p "$WORK" "$RUN" "$SITE"
     cp -r recipes turbort profiles pyproject.toml LICENSE "$WORK"/
-    if compgen -G ".whl/*.whl" >/dev/null; then
-        $PYTHON -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target /tmp/tiny-site .whl/*.whl || return 1
+    if compgen -G "runs/whl/*.whl" >/dev/null; then
+        $PYTHON -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$SITE" runs/whl/*.whl || return 1
     fi
-    if compgen -G ".pieces/run.tar.*" >/dev/null; then
-        $PYTHON -m recipes.tiny_shapes.transport unpack .pieces "$RUN" || return 1
+    if compgen -G "runs/pieces/run.tar.*" >/dev/null; then
+        $PYTHON -m recipes.tiny_shapes.transport unpack runs/pieces "$RUN" || return 1
         cp -rn "$RUN"/export/weights/. "$RUN"/ 2>/dev/null
     fi
     cd "$WORK" || return 1
@@ -30,7 +32,7 @@ start() {
     rm -f "$RUN/status"
     local launch="$PYTHON -m"
     if [ "$gpus" -gt 1 ]; then
-        launch="$PYTHON -m torch.distributed.run --standalone --nproc-per-node $gpus -m"
+        launch="$PYTHON -m torch.distributed.run --nproc-per-node $gpus --master-addr 127.0.0.1 --master-port 29533 -m"
     fi
     setsid nohup bash -c "$launch recipes.tiny_shapes.all --out $RUN $*; echo \$? > $RUN/status" >"$RUN/all.log" 2>&1 </dev/null &
     echo "started: $launch recipes.tiny_shapes.all --out $RUN $*"

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from recipes.tiny_shapes import all as stages
-from recipes.tiny_shapes import common, evaluate, export, fakequant, transport, vae_train
+from recipes.tiny_shapes import common, evaluate, export, fakequant, torchdevice, transport, vae_train
 from recipes.tiny_shapes.config import SMALL
 from recipes.tiny_shapes.data import tokens, vocabulary_size
 from recipes.tiny_shapes.nets import DENSE, Dit, Mode
@@ -20,6 +20,7 @@ from recipes.tiny_shapes.sampling import rcm_sample
 from recipes.tiny_shapes.scoring import to_frames
 from recipes.tiny_shapes.textnet import TextEncoder
 from recipes.tiny_shapes.vaenet import Vae
+from turbort.backend import Device, MemoryStats
 from turbort.errors import TurbortError
 
 # 192 tokens: two key blocks, of which SLA keeps one.
@@ -32,6 +33,7 @@ CAPTION = "a red circle moves right"
 
 def test_training_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(vae_train, "reconstruction_score", lambda *_: 0.0)
+    monkeypatch.setattr(vae_train, "RATES", vae_train.RATES[:1])
     o = common.Options(tmp_path, minutes=0.1, smoke=True, device="cpu")
     first = vae_train.train(o)
     before = common.load_weights(tmp_path / "vae", "vae")
@@ -137,6 +139,20 @@ def test_shipped_folder_makes_the_clip_of_the_training_networks(shipped, setting
     assert expected.std() > 2  # not an even gray
     assert np.abs(frames.astype(int) - expected).mean() < apart
     assert np.abs(frames.astype(int) - other).mean() > 2 * apart
+
+
+def test_evaluation_on_a_gpu_takes_the_plugin_of_the_recipe(shipped, monkeypatch):
+    """The plugin's device, here the CPU under another name, gives the frames of the reference backend."""
+    setting, folder = evaluate.Setting("fp32", "fp32", "fp32"), shipped / "export" / "tiny"
+    dtypes = frozenset({"float32", "int8"})
+    device = Device(torchdevice.NAME, "a CPU", "cpu", "any", dtypes=dtypes)
+    monkeypatch.setattr(torchdevice.TorchDevice, "probe", lambda _: [device])
+    monkeypatch.setattr(torchdevice.TorchDevice, "memory", lambda *_: MemoryStats())
+    monkeypatch.setattr(torchdevice.TorchDevice, "synchronize", lambda *_: None)
+    made = evaluate.shipped_frames(folder, setting, [CAPTION], [8], torch.device("cuda"))
+    with evaluate.open_session(folder, setting, torch.device("cuda"), 1) as session:
+        assert session.plan.header["backend"] == torchdevice.NAME
+    assert np.array_equal(made, evaluate.shipped_frames(folder, setting, [CAPTION], [8], torch.device("cpu")))
 
 
 def test_stored_codes_are_those_of_training(shipped):
