@@ -1,5 +1,6 @@
 """The 128x128 scheme against a plain loop over blocks, and the edge values of TurboDiffusion's rule."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,6 +44,14 @@ def test_the_positive_peak_saturates_and_the_negative_one_does_not():
     x[0, 0] = 2.0
     assert quantize(x, "int8-block128").values[0, 0] == 127
     assert quantize(-x, "int8-block128").values[0, 0] == -128
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-9])
+def test_small_values_keep_their_digits_down_to_the_floor(size):
+    x = torch.tensor([[1.0, -0.5]]) * size
+    q = quantize(x, "int8-block128")
+    assert q.values.tolist() == ([[127, -64]] if size > 1e-8 else [[13, -6]])
+    assert torch.equal(q.scales, torch.tensor([[max(size, 1e-8)]]) / 128)
 
 
 def test_halves_round_to_even():

@@ -76,7 +76,7 @@ def test_int4_scale_search_clips_a_lone_outlier():
     w[0, 5] = 1.6
     top = float(w.abs().max()) / 7
     scale = float(quantize(w, "int4-group128").scales)
-    assert scale < top
+    assert scale < 0.99 * top
     assert any(abs(scale - top * ratio) < 1e-6 for ratio in CLIP_RATIOS)
 
 
