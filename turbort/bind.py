@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -74,13 +75,30 @@ class Binder:
                 fix="make the plan again with `turbort plan` for this model and profile",
             )
 
+    def prepare(self, name: str, value: Tensor | QTensor) -> Tensor | QTensor:
+        """The same weight in memory and in the precision of its site, for `place` to take later; stays where it is."""
+        found = self._site(name)
+        scheme = PRECISIONS[found[0].precision].weight_scheme if found else None
+        if isinstance(value, QTensor):
+            if value.scheme == scheme:
+                return replace(value, values=value.values.clone())
+            value = value.dequantize(torch.float32 if scheme else None)
+        # A copy: the value may be a view of a mapped file, which would be read only when it is used.
+        return value.clone() if scheme is None else quantize(value.to(torch.float32).flatten(1), scheme)
+
+    def _site(self, name: str) -> tuple[Choice, Kernel] | None:
+        """Choice and kernel of the call site that reads the weight `name`; None for parameters that no kernel packs."""
+        owner, _, attribute = name.rpartition(".")
+        slot = vars(self.model.get_submodule(owner)).get("op")
+        return self._choices.get(id(slot)) if isinstance(slot, Slot) and attribute in slot.op.weights else None
+
     def place(self, name: str, value: Tensor | QTensor) -> None:
         """Put the parameter `name` (dotted path in the model) in place."""
         owner, _, attribute = name.rpartition(".")
         module = self.model.get_submodule(owner)
-        slot = vars(module).get("op")
-        if isinstance(slot, Slot) and attribute in slot.op.weights and id(slot) in self._choices:
-            packed = self._pack(value, *self._choices[id(slot)], like=module._parameters[attribute])
+        site = self._site(name)
+        if site is not None:
+            packed = self._pack(value, *site, like=module._parameters[attribute])
         else:
             packed = self._plain(name, value, self.dtype)
         del module._parameters[attribute]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turbort.errors import InputError
+from turbort.models.sizes import fit_picture
 from turbort.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -16,7 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One video to make. None means the model's default; sizes in pixels, `frames` is 1 + 4k, `fps` in frames per second."""
+    """One video to make. None means the model's default; sizes in pixels, `frames` is 1 + 4k, `fps` in frames per second.
+
+    `image` is the picture that the video continues; without a size the video takes its shape. `guidance_low` is the
+    guidance of a low-noise expert; it follows `guidance` where only that is given.
+    """
 
     prompt: str
     seed: int = 0
@@ -28,32 +34,42 @@ class Job:
     guidance: float | None = None
     negative_prompt: str | None = None
     out: Path | None = None
+    image: Path | None = None
+    guidance_low: float | None = None
 
     def resolved(self, spec: ModelSpec) -> Job:
-        """The same job with every None replaced by the model's default."""
+        """The same job with every None replaced by the model's default, or by what its image suggests."""
         preset, defaults = spec.preset, spec.defaults
+        width, height = defaults.width, defaults.height
+        if self.image is not None and self.width is None and self.height is None:
+            width, height = fit_picture(_size_of(self.image), spec)
+        low = self.guidance_low
+        if low is None and spec.experts:
+            low = preset.guidance_low if self.guidance is None else self.guidance
         return Job(
             prompt=self.prompt,
             seed=self.seed,
-            width=self.width or defaults.width,
-            height=self.height or defaults.height,
+            width=self.width or width,
+            height=self.height or height,
             frames=self.frames or defaults.frames,
             fps=self.fps or defaults.fps,
             steps=self.steps or preset.steps,
             guidance=preset.guidance if self.guidance is None else self.guidance,
             negative_prompt=spec.negative_prompt if self.negative_prompt is None else self.negative_prompt,
             out=self.out,
+            image=self.image,
+            guidance_low=low,
         )
 
     @property
     def shape(self) -> tuple[Any, ...]:
         """Jobs of equal shape can share a batch."""
-        return self.width, self.height, self.frames, self.steps, self.guidance
+        return self.width, self.height, self.frames, self.steps, self.guidance, self.guidance_low, self.image is None
 
 
 @dataclass(frozen=True)
 class Event:
-    """Progress: `stage` is plan, load, text, sample, decode or write; `memory` is used bytes where known."""
+    """Progress: `stage` is plan, load, text, image, sample, decode or write; `memory` is used bytes where known."""
 
     stage: str
     step: int = 0
@@ -102,7 +118,23 @@ def batches(jobs: Iterable[Job], most: int) -> Iterator[list[tuple[int, Job]]]:
 
 def passes(job: Job) -> int:
     """Model passes per step and video: two with classifier-free guidance, else one."""
-    return 2 if (job.guidance or 1.0) != 1.0 else 1
+    scales = (job.guidance or 1.0, 1.0 if job.guidance_low is None else job.guidance_low)
+    return 2 if any(scale != 1.0 for scale in scales) else 1
+
+
+def check_image(job: Job, spec: ModelSpec) -> None:
+    """InputError for an image that the model cannot take, or one that it needs and lacks."""
+    if spec.task == "i2v" and job.image is None:
+        raise InputError(f"{spec.name} continues an image, and none was given", fix="add --image FILE, or choose a t2v model")
+    if job.image is not None and spec.task != "i2v" and not spec.dit.token_time:
+        raise InputError(f"{spec.name} starts from text alone", fix="leave out --image, or choose an i2v model")
+
+
+@lru_cache(maxsize=256)
+def _size_of(path: Path) -> tuple[int, int]:
+    from turbort.io.image import image_size
+
+    return image_size(path)
 
 
 def samples_per_step(profile: Profile, jobs: int, job: Job) -> int:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from turbort.errors import InputError, nearest
-from turbort.job import Job
+from turbort.job import Job, check_image
+from turbort.models.sizes import RESOLUTIONS, preset_size
 from turbort.models.spec import ModelSpec
 
 MAX_EDGE = 8192
@@ -25,11 +26,15 @@ RCM_STEPS = 4
 _SIZE = re.compile(r"\s*(\d{1,6})\s*[xX*]\s*(\d{1,6})\s*\Z", re.ASCII)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """`"832x480"` -> (832, 480): width, height in pixels. InputError for anything else."""
+def parse_size(text: str, spec: ModelSpec | None = None) -> tuple[int, int]:
+    """`"832x480"` -> (832, 480): width, height in pixels. With a model also `480p`, `16:9` and both. InputError otherwise."""
     match = _SIZE.match(text)
     if not match:
-        raise InputError(f"size {text!r} is not WIDTHxHEIGHT", fix="write two numbers of pixels, such as --size 832x480")
+        named = preset_size(text, spec) if spec else None
+        if named:
+            return named
+        words = f", or {', '.join(RESOLUTIONS)}, 16:9, 9:16" if spec else ""
+        raise InputError(f"size {text!r} is not WIDTHxHEIGHT", fix=f"write two numbers of pixels, such as --size 832x480{words}")
     return int(match.group(1)), int(match.group(2))
 
 
@@ -59,6 +64,7 @@ def check_frames(frames: int, spec: ModelSpec) -> None:
 
 def check_job(job: Job, spec: ModelSpec) -> None:
     """InputError for the first value of a job that the model cannot run with."""
+    check_image(job, spec)
     full = job.resolved(spec)
     if not job.prompt.strip():
         raise InputError("the prompt is empty", fix='say what to show, such as --prompt "a red circle moves right"')
@@ -96,7 +102,7 @@ def read_prompts(path: Path, base: Job, spec: ModelSpec) -> list[Job]:
     """The jobs of a prompt file: one prompt a line, or one JSON object a line with options of its own.
 
     Empty lines and lines that begin with `#` are skipped. A JSON object needs `prompt` and may have `seed`, `size`
-    ("832x480"), `frames`, `fps`, `steps`, `guidance`, `negative_prompt` and `out`; what it leaves out comes from `base`.
+    ("832x480"), `frames`, `fps`, `steps`, `guidance`, `negative_prompt`, `image` and `out`; what it leaves out comes from `base`.
     Raises InputError with file and line for the first line that is wrong.
     """
     jobs: list[Job] = []
@@ -105,7 +111,7 @@ def read_prompts(path: Path, base: Job, spec: ModelSpec) -> list[Job]:
         if not text or text.startswith("#"):
             continue
         try:
-            job = _from_json(text, base) if text.startswith("{") else replace(base, prompt=text)
+            job = _from_json(text, base, spec) if text.startswith("{") else replace(base, prompt=text)
             check_job(job, spec)
         except InputError as error:
             raise InputError(f"{path}:{number}: {error.message}", tried=error.tried, fix=error.fix) from None
@@ -143,10 +149,11 @@ _OPTIONS: Mapping[str, tuple[type, str]] = {
     "steps": (int, "a whole number"),
     "guidance": (float, "a number"),
     "out": (str, "a file name"),
+    "image": (str, "a file name"),
 }
 
 
-def _from_json(text: str, base: Job) -> Job:
+def _from_json(text: str, base: Job, spec: ModelSpec) -> Job:
     """One JSON line as a job over `base`."""
     try:
         data = json.loads(text, object_pairs_hook=_unique)
@@ -167,9 +174,10 @@ def _from_json(text: str, base: Job) -> Job:
     if "prompt" not in changes:
         raise InputError("the option 'prompt' is missing", fix='write {"prompt": "..."}')
     if "size" in changes:
-        changes["width"], changes["height"] = parse_size(changes.pop("size"))
-    if "out" in changes:
-        changes["out"] = Path(changes["out"])
+        changes["width"], changes["height"] = parse_size(changes.pop("size"), spec)
+    for name in ("out", "image"):
+        if name in changes:
+            changes[name] = Path(changes[name])
     return replace(base, **changes)
 
 

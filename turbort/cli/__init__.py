@@ -7,6 +7,7 @@ import typer
 from turbort.cli.check import check
 from turbort.cli.devices import devices
 from turbort.cli.doctor import doctor
+from turbort.cli.download import download
 from turbort.cli.inspect import inspect
 from turbort.cli.models import models
 from turbort.cli.plan import app as plan
@@ -29,6 +30,7 @@ app.command()(run)
 app.add_typer(plan, name="plan")
 app.add_typer(profiles, name="profiles")
 app.command()(models)
+app.command()(download)
 app.command()(inspect)
 app.command()(quantize)
 app.command()(devices)

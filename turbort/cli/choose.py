@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from turbort.errors import InputError, TurbortError, UnavailableError
+from turbort.errors import TurbortError, UnavailableError
 
 if TYPE_CHECKING:
     from turbort.backend import Device
@@ -105,12 +105,3 @@ def _with_hint(error: TurbortError, profile: Profile, on: str | None, more: list
     if on is None and "--on cpu" not in fix:
         fix = f"{fix}; or {REHEARSE}" if fix else REHEARSE
     return UnavailableError(error.message, tried=[*tried, *(more or [])], fix=fix)
-
-
-def require_text_to_video(spec: ModelSpec) -> None:
-    """`turbort run` starts from text alone."""
-    if spec.task != "t2v":
-        raise InputError(
-            f"{spec.name} continues an image, and `turbort run` starts from text",
-            fix="choose a t2v model; `turbort models` lists them",
-        )

@@ -1,8 +1,10 @@
-"""`turbort models`: every model with its defaults."""
+"""`turbort models`: every model with its defaults; `turbort models NAME`: its sizes and files."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from turbort.cli import options, ui
 
@@ -13,16 +15,51 @@ COLUMNS = ("model", "task", "size", "frames", "fps", "steps", "samplers", "guida
 
 
 @ui.guarded
-def models(json: options.Json = False) -> None:
+def models(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Show one model's sizes and files.")] = None,
+    json: options.Json = False,
+) -> None:
     """List the models turbort knows, with what they make when nothing else is asked."""
+    from turbort.cli.choose import find_model
     from turbort.models.spec import MODELS
     from turbort.registry import Registry
 
-    rows = [_row(spec) for spec in {**MODELS, **Registry().models}.values()]
+    registry = Registry()
+    if model is not None:
+        _one(find_model(model, registry), json=json)
+        return
+    rows = [_row(spec) for spec in {**MODELS, **registry.models}.values()]
     if json:
         ui.emit_json(rows)
     else:
         ui.table(rows, COLUMNS)
+
+
+def _one(spec: ModelSpec, *, json: bool) -> None:
+    files = [{"file": role, "where": " or ".join(patterns), "from": _source(spec, role)} for role, patterns in spec.files.items()]
+    if json:
+        ui.emit_json({**_row(spec), "sizes": _sizes(spec), "files": files, "repos": dict(spec.repos)})
+        return
+    ui.table(files, ("file", "where", "from"), title=f"{spec.name}: {spec.title}")
+    folder = f"the folder {spec.root}, which comes with turbort" if spec.root else "the folder named with --weights DIR"
+    ui.result(f"files are looked for in {folder}")
+    ui.result("sizes: " + ", ".join(f"{name} {size}" for name, size in _sizes(spec).items()))
+
+
+def _source(spec: ModelSpec, role: str) -> str:
+    if role in ("dit", *spec.experts):
+        return " or ".join(spec.repos.values())
+    return spec.repos.get("base", "")
+
+
+def _sizes(spec: ModelSpec) -> dict[str, str]:
+    """What the names of sizes mean for this model."""
+    from turbort.models.sizes import RESOLUTIONS, preset_size
+
+    names = ["16:9", "9:16", "1:1", "4:3", "3:4"]
+    names += [name for name in RESOLUTIONS if spec.root is None]
+    found = {name: preset_size(name, spec) for name in names}
+    return {name: f"{size[0]}x{size[1]}" for name, size in found.items() if size}
 
 
 def _row(spec: ModelSpec) -> dict[str, Any]:

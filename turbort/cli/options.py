@@ -17,7 +17,7 @@ On = Annotated[
         "--on", metavar="BACKEND", help="Run elsewhere than the profile says (cuda, cuda:1, ...); `cpu` rehearses any profile."
     ),
 ]
-Size = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Pixels, multiples of 16.")]
+Size = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Pixels in multiples of 16, or 480p, 720p, 16:9, ...")]
 Frames = Annotated[int | None, typer.Option("--frames", metavar="N", help="Number of frames, 4k+1.")]
 Sampler = Annotated[
     str | None, typer.Option("--sampler", metavar="NAME", help="Sampler, where the model has presets for several.")
@@ -27,4 +27,8 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="W
 Loras = Annotated[
     list[str] | None,
     typer.Option("--lora", metavar="FILE[:STRENGTH]", help="LoRA to add to the weights; may be given several times."),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option("--memory-budget", metavar="SIZE", help="Use no more device memory than this (12GiB), as on a smaller device."),
 ]

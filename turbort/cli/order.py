@@ -33,6 +33,7 @@ class Asked:
     guidance: float | None = None
     out: Path = DEFAULT_OUT
     report: Path | None = None
+    image: Path | None = None
 
     @property
     def report_path(self) -> Path:
@@ -57,7 +58,7 @@ def jobs_of(asked: Asked, spec: ModelSpec) -> list[Job]:
             "--prompt and --prompts exclude each other" if both else "there is nothing to show: no prompt was given",
             fix="give only one of them" if both else 'add --prompt "a red circle moves right", or --prompts FILE',
         )
-    width, height = parse_size(asked.size) if asked.size is not None else (None, None)
+    width, height = parse_size(asked.size, spec) if asked.size is not None else (None, None)
     base = Job(
         asked.prompt or "",
         seed=asked.seed,
@@ -68,12 +69,14 @@ def jobs_of(asked: Asked, spec: ModelSpec) -> list[Job]:
         steps=asked.steps,
         guidance=asked.guidance,
         negative_prompt=asked.negative_prompt,
+        image=asked.image,
     )
     if asked.prompts is None:
         jobs = [replace(base, out=asked.out)]
         check_job(jobs[0], spec)
     else:
-        check_job(replace(base, prompt="the options of the command line"), spec)
+        if asked.image is not None or spec.task != "i2v":
+            check_job(replace(base, prompt="the options of the command line"), spec)
         jobs = number_outputs(read_prompts(asked.prompts, base, spec), asked.out)
     check_outputs(jobs, spec, [asked.report_path, *([asked.ledger_path] if asked.prompts else [])])
     return jobs

@@ -62,6 +62,8 @@ class Ledger:
     def key(self, job: Job) -> str:
         """Digest of everything that decides the frames of a job."""
         full = {name: value for name, value in asdict(job.resolved(self._spec)).items() if name != "out"}
+        if job.image is not None:
+            full["image"] = hashlib.sha256(job.image.read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps([self._what, full], sort_keys=True).encode()).hexdigest()[:16]
 
     def finished(self, job: Job) -> bool:

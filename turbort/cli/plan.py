@@ -32,6 +32,8 @@ def plan(
     batch: Annotated[
         int | None, typer.Option("--batch", metavar="N", help="Samples per model call; the profile's when absent.")
     ] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Show the bytes of every stage, and what would stay where.")] = False,
+    memory_budget: options.Budget = None,
     out: options.Out = None,
     sites: Annotated[bool, typer.Option("--sites", help="One line per call site, with every refusal.")] = False,
     json: options.Json = False,
@@ -40,24 +42,31 @@ def plan(
     if context.invoked_subcommand is not None:
         return
     from turbort.cli.choose import choose, find_model
+    from turbort.cli.memory_table import forecast_of, memory_table, parse_budget, within
     from turbort.cli.plan_table import grouped, plan_table
 
-    choice = choose(profile, on, absent=True)
+    budget = parse_budget(memory_budget)
+    choice = within(choose(profile, on, absent=True), budget)
     spec = with_sampler(find_model(model, choice.registry), sampler)
     if out is not None:
         from turbort.io import resolve_target
 
         resolve_target(out)
     made = make(choice, spec, shape(spec, size, frames), batch=batch)
+    needed = forecast_of(choice, spec, made, budget) if memory or budget else None
     if out is not None:
         from turbort.io import atomic_text
 
         atomic_text(out, made.dumps())
         ui.say(f"plan {made.digest} written to {out}")
     if json:
-        ui.emit_json({"digest": made.digest, **made.header, "groups": grouped(made), "sites": made.rows() if sites else None})
-    elif out is None or sites:
+        document = {"digest": made.digest, **made.header, "groups": grouped(made), "sites": made.rows() if sites else None}
+        ui.emit_json({**document, "memory": needed.as_data()} if needed else document)
+        return
+    if out is None or sites:
         plan_table(made, sites=sites)
+    if needed:
+        memory_table(needed, spec)
 
 
 def shape(spec: ModelSpec, size: str | None, frames: int | None) -> Job:
@@ -65,7 +74,7 @@ def shape(spec: ModelSpec, size: str | None, frames: int | None) -> Job:
     from turbort.job import Job
     from turbort.request import check_frames, check_size, parse_size
 
-    width, height = parse_size(size) if size else (spec.defaults.width, spec.defaults.height)
+    width, height = parse_size(size, spec) if size else (spec.defaults.width, spec.defaults.height)
     check_size(width, height, spec)
     check_frames(spec.defaults.frames if frames is None else frames, spec)
     return Job("plan", width=width, height=height, frames=frames)

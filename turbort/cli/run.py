@@ -14,6 +14,7 @@ from turbort.cli import options, ui
 from turbort.cli.order import DEFAULT_OUT, Asked
 
 if TYPE_CHECKING:
+    from turbort.checkpoints.lora import Lora
     from turbort.cli.choose import Choice
     from turbort.job import Job, Result
     from turbort.models.spec import ModelSpec
@@ -36,6 +37,8 @@ def run(
         str | None,
         typer.Option("--model", "-m", metavar="NAME|DIR", help="Model name, or a folder with a model.yaml. [default: tiny]"),
     ] = None,
+    image: Annotated[Path | None, typer.Option("--image", metavar="FILE", help="Picture that the video continues.")] = None,
+    lora: options.Loras = None,
     weights: Annotated[Path | None, typer.Option("--weights", metavar="DIR", help="Folder with the files of the model.")] = None,
     profile: options.Profile = None,
     on: options.On = None,
@@ -52,14 +55,19 @@ def run(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Where the run's receipt goes; beside the video when absent.")
     ] = None,
+    memory_budget: options.Budget = None,
+    prompt_cache: Annotated[
+        bool, typer.Option("--prompt-cache/--no-prompt-cache", help="Keep the embeddings of prompts on disk.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan, and stop.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Make jobs of --prompts again that are finished.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
     json: options.Json = False,
 ) -> None:
     """Make a video from a prompt, or many from a file. The paths of finished videos go to stdout."""
-    asked = Asked(prompt, prompts, negative_prompt, seed, size, frames, fps, steps, guidance, out, report)
-    work = prepare(asked, model, weights, profile, on, sampler, plan)
+    asked = Asked(prompt, prompts, negative_prompt, seed, size, frames, fps, steps, guidance, out, report, image)
+    extra = Extra(tuple(lora or ()), memory_budget, prompt_cache)
+    work = prepare(asked, model, weights, profile, on, sampler, plan, extra)
     if not quiet:
         _warn(work)
     waiting = work.jobs if force or prompts is None else _unfinished(work, quiet=quiet)
@@ -84,6 +92,15 @@ def run(
 
 
 @dataclass(frozen=True)
+class Extra:
+    """What changes weights and memory rather than the jobs."""
+
+    loras: tuple[str, ...] = ()
+    budget: str | None = None
+    prompt_cache: bool = True
+
+
+@dataclass(frozen=True)
 class Work:
     """Everything a run needs, checked, with nothing heavy done yet."""
 
@@ -94,11 +111,21 @@ class Work:
     weights: Path | None
     plan: Plan | None
     on: str | None = None
+    loras: tuple[Lora, ...] = ()
+    budget: int | None = None
+    prompt_cache: bool = True
 
     @property
     def ledger_key(self) -> tuple[str, ...]:
         """What besides the job decides the frames."""
-        return self.spec.name, self.spec.sampler, self.choice.profile.digest, self.choice.target.backend, str(self.weights)
+        return (
+            self.spec.name,
+            self.spec.sampler,
+            self.choice.profile.digest,
+            self.choice.target.backend,
+            str(self.weights),
+            *map(str, self.loras),
+        )
 
 
 def prepare(
@@ -109,9 +136,11 @@ def prepare(
     on: str | None,
     sampler: str | None,
     plan_file: Path | None,
+    extra: Extra,
 ) -> Work:
     """Check every option: first what needs no device, then the device, then the model's files."""
-    from turbort.cli.choose import choose, find_model, require_text_to_video
+    from turbort.cli.choose import choose, find_model
+    from turbort.cli.memory_table import parse_budget, within
     from turbort.cli.order import by_shape, check_replay, jobs_of
     from turbort.cli.plan import with_sampler
     from turbort.models.files import as_trained, locate
@@ -123,16 +152,31 @@ def prepare(
         # A plan replays as it was made; what the command line says replaces single parts.
         model, profile, on = model or saved.header["model"], profile or saved.header["profile"], on or saved.header["backend"]
     spec = with_sampler(find_model(model or "tiny", Registry()), sampler)
-    require_text_to_video(spec)
     jobs = jobs_of(asked, spec)
-    choice = choose(profile, on)
+    budget = parse_budget(extra.budget)
+    choice = within(choose(profile, on), budget)
     trained = as_trained(spec, locate(spec, weights or spec.root or Path.cwd()))
     if trained is not spec:
         spec = with_sampler(trained, sampler)
         jobs = jobs_of(asked, spec)
     if saved is not None:
         check_replay(saved, spec, choice.profile, by_shape(jobs, spec))
-    return Work(asked, spec, choice, jobs, weights, saved, on)
+    loras = _loras(extra.loras, spec)
+    return Work(asked, spec, choice, jobs, weights, saved, on, loras, budget, extra.prompt_cache)
+
+
+def _loras(texts: Sequence[str], spec: ModelSpec) -> tuple[Lora, ...]:
+    from turbort.errors import unknown
+
+    if not texts:
+        return ()
+    from turbort.checkpoints.lora import parse_lora
+
+    found = tuple(map(parse_lora, texts))
+    for lora in found:
+        if lora.expert is not None and lora.expert not in spec.experts:
+            raise unknown(f"expert of {spec.name}", lora.expert, spec.experts)
+    return found
 
 
 def _warn(work: Work) -> None:
@@ -219,7 +263,17 @@ def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result],
             jobs=jobs,
             root=work.weights,
             on_event=display,
+            **_session_options(work),
         )
         with opened as session:
             made = session.generate(jobs, display)
             return made, session.report()
+
+
+def _session_options(work: Work) -> dict[str, Any]:
+    """What differs from the session's defaults."""
+    from turbort.embed import PromptCache
+
+    options: dict[str, Any] = {"cache": PromptCache.default()} if work.prompt_cache else {}
+    options |= {"loras": work.loras} if work.loras else {}
+    return options | ({"memory_budget": work.budget} if work.budget is not None else {})

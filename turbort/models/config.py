@@ -134,6 +134,7 @@ class ModelSpec:
         negative_prompt: the text of the unconditional pass of guidance.
         prompt_grammar: a JSON file that lists the words a small model understands, or None.
         root: the folder the files are in, when the model comes with turbort.
+        clip: sizes of the image encoder where they differ from ViT-H/14's.
     """
 
     name: str
@@ -153,6 +154,12 @@ class ModelSpec:
     negative_prompt: str = ""
     prompt_grammar: Path | None = None
     root: Path | None = None
+    clip: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of the image encoder: one per patch and one for the whole picture."""
+        return 1 + (self.clip.get("image", 224) // self.clip.get("patch", 14)) ** 2
 
     @property
     def preset(self) -> Preset:

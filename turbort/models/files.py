@@ -43,6 +43,7 @@ def as_trained(spec: ModelSpec, files: Mapping[str, Path]) -> ModelSpec:
     One name stands for a model and its few-step, sparse-attention distillation. Weights without the projection of SLA's
     linear branch are those of the model before distillation: dense attention, many steps, guidance.
     """
-    if spec.dit.sla is None or any(".proj_l." in name for name in open_checkpoint(files["dit"]).logical()):
+    first = files[spec.experts[0] if spec.experts else "dit"]
+    if spec.dit.sla is None or any(".proj_l." in name for name in open_checkpoint(first).logical()):
         return spec
     return spec.base()

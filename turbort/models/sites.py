@@ -53,10 +53,15 @@ def record_model(
     x = torch.empty(batch, dense.in_channels, *channels[1:], device="meta", dtype=compute)
     time = torch.empty(batch, device="meta")
     text = torch.empty(batch, dense.text_len, dense.text_dim, device="meta", dtype=compute)
-    image = torch.empty(batch, 257, dense.image_dim, device="meta", dtype=compute) if dense.image_embed else None
+    image = torch.empty(batch, spec.image_tokens, dense.image_dim, device="meta", dtype=compute) if dense.image_embed else None
     sites = record(dit, lambda: dit(x, time, text, image=image), "dit")
     with torch.device("meta"):
         vae = build_vae(spec.vae).requires_grad_(False).eval().to(getattr(torch, vae_dtype))
     # Three latent frames show every shape that a streaming decoder meets: the first, the second and a later chunk.
     latents = torch.empty(batch, channels[0], min(3, channels[1]), *channels[2:], device="meta", dtype=getattr(torch, vae_dtype))
-    return sites + record(vae, lambda: list(vae.decode_stream(latents)), "vae")
+    sites += record(vae, lambda: list(vae.decode_stream(latents)), "vae")
+    if spec.task != "i2v":
+        return sites
+    # The encoder of an image-to-video run meets its last shapes in the third chunk, too.
+    clip = torch.empty(1, 3, min(frames, 9), height, width, device="meta", dtype=getattr(torch, vae_dtype))
+    return sites + record(vae, lambda: list(vae.encode_stream(clip)), "vae")

@@ -152,7 +152,8 @@ def test_evaluation_on_a_gpu_takes_the_plugin_of_the_recipe(shipped, monkeypatch
     made = evaluate.shipped_frames(folder, setting, [CAPTION], [8], torch.device("cuda"))
     with evaluate.open_session(folder, setting, torch.device("cuda"), 1) as session:
         assert session.plan.header["backend"] == torchdevice.NAME
-    assert np.array_equal(made, evaluate.shipped_frames(folder, setting, [CAPTION], [8], torch.device("cpu")))
+    expected = evaluate.shipped_frames(folder, setting, [CAPTION], [8], torch.device("cpu"))
+    assert np.abs(made.astype(int) - expected).mean() < 0.05  # other kernels, the same mathematics
 
 
 def test_stored_codes_are_those_of_training(shipped):

@@ -1,0 +1,108 @@
+"""Sampling a group of jobs: noise to latents with guidance, experts and image conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from turbort.conditions import Conditions, first_frame_times, hold_first_frame, holding_first_frame
+from turbort.experts import Experts
+from turbort.job import Job, passes
+from turbort.models.config import ModelSpec
+from turbort.models.dit_layers import CrossKV
+from turbort.models.guidance import by_noise, guided
+from turbort.models.sampler import TRAIN_STEPS, Noise, Step, Velocity, build_sampler
+
+
+class Denoiser:
+    """Velocity functions for one group: text is encoded once per expert, and experts change with the noise.
+
+    Args:
+        texts, negatives: embeddings [B, text_len, text_dim]; `negatives` is None without guidance.
+        together: whether a guidance pair runs as one batch.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        experts: Experts,
+        texts: Tensor,
+        negatives: Tensor | None,
+        conditions: Conditions,
+        *,
+        device: torch.device,
+        compute: torch.dtype,
+        together: bool,
+    ) -> None:
+        self.spec, self.experts, self.texts, self.negatives = spec, experts, texts, negatives
+        self.conditions, self.device, self.compute, self.together = conditions, device, compute, together
+        self._encoded: dict[str, tuple[Sequence[CrossKV], Sequence[CrossKV] | None]] = {}
+
+    def steps(self, job: Job, seeds: Sequence[int]) -> Iterator[Step]:
+        """The states of the sampler; the last one's `x` are the latents [B, z, T, h, w] in float32."""
+        shape = self.spec.latent_shape(job.width or 0, job.height or 0, job.frames or 0)
+        sampler = build_sampler(self.spec.sampler, replace(self.spec.preset, steps=job.steps or self.spec.preset.steps))
+        velocity = self._velocity(job, sampler.times)
+        yield from sampler.steps(velocity, Noise(seeds, shape, self.device))
+
+    def _velocity(self, job: Job, times: Sequence[float]) -> Velocity:
+        roles = self.experts.roles
+        scale = job.guidance or 1.0
+        if len(roles) == 1:
+            return self._expert(roles[0], scale)
+        boundary = self.spec.boundary or 0.0
+        low = scale if job.guidance_low is None else job.guidance_low
+        last_high = min((t for t in times if t >= boundary * TRAIN_STEPS), default=None)
+        both = by_noise(self._expert(roles[0], scale), self._expert(roles[1], low), boundary)
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            if t == last_high:
+                # The encoded text of the next expert needs it on the device, so only its weights can come early.
+                self.experts.get(roles[0])
+                self.experts.prefetch(roles[1])
+            return both(x, t)
+
+        return velocity
+
+    def _expert(self, role: str, scale: float) -> Velocity:
+        def velocity(x: Tensor, t: float) -> Tensor:
+            text, negative = self._context(role)
+            predict = self._predict(role)
+            y = guided(predict, text, negative if scale != 1.0 else None, scale, together=self.together)(x, t)
+            first = self.conditions.first
+            return y if first is None else holding_first_frame(x, y, first, t / TRAIN_STEPS)
+
+        return velocity
+
+    def _context(self, role: str) -> tuple[Sequence[CrossKV], Sequence[CrossKV] | None]:
+        if role not in self._encoded:
+            model = self.experts.get(role).model
+            tokens = self.conditions.tokens
+            self._encoded.clear()
+            negative = None if self.negatives is None else model.encode_text(self.negatives, tokens)
+            self._encoded[role] = model.encode_text(self.texts, tokens), negative
+        return self._encoded[role]
+
+    def _predict(self, role: str) -> Callable[[Tensor, float, Sequence[CrossKV]], Tensor]:
+        step = self.experts.get(role).step
+
+        def predict(x: Tensor, t: float, context: Sequence[CrossKV]) -> Tensor:
+            given = self.conditions.repeated(len(x)) if self.conditions != Conditions() else self.conditions
+            times = torch.full((len(x),), t, device=self.device)
+            if given.first is not None:
+                x = hold_first_frame(x, given.first)
+                grid = tuple(size // patch for size, patch in zip(x.shape[2:], self.spec.dit.patch, strict=True))
+                times = first_frame_times(t, (grid[0], grid[1], grid[2]), batch=len(x), device=self.device)
+            if given.channels is None:
+                return step(x.to(self.compute), times, context)
+            return step(x.to(self.compute), times, context, condition=given.channels)
+
+        return predict
+
+
+def needs_negative(job: Job) -> bool:
+    """Whether guidance asks for a second pass at any noise."""
+    return passes(job) == 2

@@ -1,0 +1,176 @@
+"""The transformers of a session: one, or two experts that take turns as the noise falls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turbort.backend import Backend, Device
+from turbort.bind import Binder, executed
+from turbort.checkpoints import Checkpoint, open_checkpoint, stream
+from turbort.checkpoints.dialect import Value
+from turbort.checkpoints.lora import Lora, fuse
+from turbort.job import Event, OnEvent
+from turbort.memory import Residency
+from turbort.models.config import ModelSpec
+from turbort.models.sites import build_dit
+from turbort.models.wan_dit import WanDit
+from turbort.offload import Offload
+from turbort.plan import Plan
+from turbort.planner import DTYPES
+from turbort.profile import Profile
+from turbort.registry import Registry
+
+
+@dataclass
+class Expert:
+    """A bound transformer with its weights in place, and its compiled step."""
+
+    model: WanDit
+    step: Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every expert is built with."""
+
+    spec: ModelSpec
+    profile: Profile
+    plan: Plan
+    registry: Registry
+    backend: Backend
+    device: Device
+    residency: Residency
+
+
+class Experts:
+    """Opens, binds and swaps transformers by role (`dit`, or the names in `spec.experts`).
+
+    With `residency.experts == "swap"` one is on the device at a time: `prefetch` reads the next one's weights on the host,
+    already in the precision of their sites, while the current one still computes, and the swap then only copies.
+    """
+
+    def __init__(self, setting: Setting, files: Mapping[str, Path], loras: Sequence[Lora] = ()) -> None:
+        self.setting = setting
+        self.roles = setting.spec.experts or ("dit",)
+        self.digests: dict[str, str] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.swaps = 0
+        self._ready: dict[str, Expert] = {}
+        self._waiting: tuple[str, Thread, list[tuple[str, Value]], list[BaseException]] | None = None
+        self._checkpoints = {role: self._open(role, files[role], loras) for role in self.roles}
+
+    def _open(self, role: str, path: Path, loras: Sequence[Lora]) -> Checkpoint:
+        mine = [lora for lora in loras if lora.expert in (None, role)]
+        second = len(self.roles) > 1 and role == self.roles[-1]
+        checkpoint = fuse(open_checkpoint(path), mine, second=second)
+        self.digests[role] = checkpoint.digest
+        return checkpoint
+
+    def load(self, used: Callable[[], int | None], on_event: OnEvent) -> None:
+        """Put in place what stays: every expert, or the first one."""
+        swap = self.setting.residency.experts == "swap"
+        for role in self.roles[:1] if swap else self.roles:
+            model, binder = self._bind()
+            expected = binder.expected()
+            for number, (name, value) in enumerate(stream(self._checkpoints[role], expected)):
+                binder.place(name, value)
+                on_event(Event("load", number + 1, len(expected), memory=used(), message=role))
+            self._ready[role] = self._finish(model)
+        for role in self.roles[1:] if swap else ():
+            # Names and shapes are checked now, so that a run does not fail at its last steps.
+            stream(self._checkpoints[role], self._bind()[1].expected())
+
+    def _bind(self) -> tuple[WanDit, Binder]:
+        setting = self.setting
+        model = build_dit(setting.spec, setting.profile.attention)
+        host = torch.device("cpu")
+        target = host if setting.residency.offload else torch.device(setting.device.torch_name)
+        dtype = getattr(torch, DTYPES[setting.profile.precision.compute])
+        binder = Binder(model, setting.plan, "dit", setting.registry, device=target, dtype=dtype)
+        return model, binder
+
+    def _finish(self, model: WanDit) -> Expert:
+        setting = self.setting
+        if setting.residency.offload:
+            Offload(model, torch.device(setting.device.torch_name))
+            return Expert(model, model)
+        return Expert(model, setting.backend.compile_step(model, setting.device))
+
+    def get(self, role: str) -> Expert:
+        """The expert, brought onto the device if it is not there."""
+        if role not in self._ready:
+            self._swap_in(role)
+        return self._ready[role]
+
+    def prefetch(self, role: str) -> None:
+        """Begin to read the weights of `role` on the host, in the background; nothing to do where it is resident."""
+        if role in self._ready or self._waiting is not None:
+            return
+        _, binder = self._bind()
+        values: list[tuple[str, Value]] = []
+        problems: list[BaseException] = []
+
+        def read() -> None:
+            try:
+                with torch.inference_mode():
+                    for name, value in stream(self._checkpoints[role], binder.expected()):
+                        values.append((name, binder.prepare(name, value)))
+            except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+                problems.append(error)
+
+        thread = Thread(target=read, name=f"turbort-prefetch-{role}", daemon=True)
+        self._waiting = (role, thread, values, problems)
+        thread.start()
+
+    def _swap_in(self, role: str) -> None:
+        self.prefetch(role)
+        assert self._waiting is not None
+        waiting, thread, values, problems = self._waiting
+        thread.join()
+        self._waiting = None
+        if problems:
+            raise problems[0]
+        self._forget()
+        model, binder = self._bind()
+        while values:
+            binder.place(*values.pop())
+        self._ready[waiting] = self._finish(model)
+        self.swaps += 1
+        if waiting != role:
+            self._swap_in(role)
+
+    def _forget(self) -> None:
+        """Free the experts that are there; what they ran stays counted."""
+        for expert in self._ready.values():
+            self.rows += executed(expert.model, "dit")
+        self._ready.clear()
+        self.setting.backend.empty_cache(self.setting.device)
+
+    def executed(self) -> list[dict[str, Any]]:
+        """What ran so far, over all experts: sites are those of one expert where only one ran."""
+        merged: dict[tuple[str, ...], dict[str, Any]] = {}
+        for row in self.rows + [row for expert in self._ready.values() for row in executed(expert.model, "dit")]:
+            key = (row["op"], row["provider"], row["precision"])
+            if key in merged:
+                merged[key] = {
+                    **row,
+                    "sites": max(merged[key]["sites"], row["sites"]),
+                    "calls": merged[key]["calls"] + row["calls"],
+                }
+            else:
+                merged[key] = row
+        return list(merged.values())
+
+    def close(self) -> None:
+        """Free everything."""
+        if self._waiting is not None:
+            self._waiting[1].join()
+            self._waiting = None
+        self._forget()

@@ -1,0 +1,245 @@
+"""How many bytes each stage of a run needs, from the plan alone, and what to keep where so that they fit.
+
+Counted exactly: weights in the precision of their sites, the text's keys and values, the frames that the VAE remembers.
+Estimated: activations, as the tensors that are alive together at the widest place of a block. What a kernel allocates for
+itself, and what an allocator rounds up, is covered by `MARGIN`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from turbort.errors import UnavailableError
+from turbort.memory_sites import dit_activations, parse_shape, text_bytes, vae_activations, vae_caches, weight_bytes
+from turbort.precision import PRECISIONS
+from turbort.units import format_bytes
+
+if TYPE_CHECKING:
+    from turbort.backend import Device
+    from turbort.models.spec import ModelSpec
+    from turbort.plan import Plan
+    from turbort.profile import Profile
+
+MARGIN = 1.05
+"""Predictions are multiplied by this before they are compared with a budget."""
+DECODE_PIXELS = 2**22
+"""Video pixels decoded at once where memory allows; larger chunks reread fewer cached frames."""
+INFLIGHT_BLOCKS = 2
+"""Blocks on the device at once when they are streamed from the host: the one that runs and the one that comes."""
+
+
+@dataclass(frozen=True)
+class Residency:
+    """What stays on the device and when.
+
+    Attributes:
+        text: `freed` after every use, or `first`: used and freed before the transformer is loaded.
+        text_scheme: QTensor scheme of the text encoder's matrices, or None for its own precision.
+        experts: `all` on the device, or `swap`: one at a time.
+        offload: whether the transformer's blocks stay on the host and pass through the device one after the other.
+        chunk: latent frames decoded at once.
+        batch: samples per call of the transformer.
+    """
+
+    text: str = "freed"
+    text_scheme: str | None = None
+    experts: str = "all"
+    offload: bool = False
+    chunk: int = 1
+    batch: int = 1
+
+    def describe(self, spec: ModelSpec) -> str:
+        """One line for people."""
+        parts = ["text encoder " + ("before the transformer is loaded" if self.text == "first" else "freed after use")]
+        parts += [f"text encoder in {self.text_scheme}"] if self.text_scheme else []
+        parts += [f"experts {'one at a time' if self.experts == 'swap' else 'both resident'}"] if spec.experts else []
+        parts += ["blocks streamed from the host"] if self.offload else []
+        return ", ".join([*parts, f"VAE {self.chunk} latent frames at once", f"batch {self.batch}"])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Bytes of one stage: weights on the device, tensors kept between calls, and the widest moment's activations."""
+
+    name: str
+    weights: int
+    kept: int
+    activations: int
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.kept + self.activations
+
+    def row(self) -> dict[str, str]:
+        """The stage as a line of a table."""
+        sizes = {"weights": self.weights, "kept": self.kept, "activations": self.activations, "peak": self.peak}
+        return {"stage": self.name, **{key: format_bytes(value) for key, value in sizes.items()}}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The stages under one residency; `budget` is what they had to fit, or None."""
+
+    stages: tuple[Stage, ...]
+    residency: Residency
+    budget: int | None = None
+
+    @property
+    def peak(self) -> int:
+        return max(stage.peak for stage in self.stages)
+
+    @property
+    def needed(self) -> int:
+        """The peak with its margin."""
+        return round(self.peak * MARGIN)
+
+    @property
+    def fits(self) -> bool:
+        return self.budget is None or self.needed <= self.budget
+
+    def as_data(self) -> dict[str, Any]:
+        """The forecast as plain data."""
+        stages = [
+            {"stage": s.name, "weights": s.weights, "kept": s.kept, "activations": s.activations, "peak": s.peak}
+            for s in self.stages
+        ]
+        residency = {name: getattr(self.residency, name) for name in Residency.__dataclass_fields__}
+        return {"stages": stages, "peak": self.peak, "needed": self.needed, "budget": self.budget, "residency": residency}
+
+
+def budget_of(device: Device, profile: Profile, asked: int | None = None) -> int | None:
+    """Bytes that a run may use: what was asked, else the device's memory, less the profile's reserve; None when unknown."""
+    total = asked if asked is not None else device.memory
+    return None if total is None else max(0, total - (profile.memory.reserve or 0))
+
+
+def tiered(profile: Profile, memory: int | None) -> Profile:
+    """The profile with quantised weights where the device is below `memory.tier_boundary`; itself otherwise.
+
+    Above the boundary the profile's own word holds, so an unquantised choice stays one.
+    """
+    boundary = profile.memory.tier_boundary
+    linear = profile.precision.linear
+    if boundary is None or memory is None or memory >= boundary or PRECISIONS[linear.max].kind != "float":
+        return profile
+    quantised = linear.model_copy(update={"max": "w8a8", "min": "w8a8"})
+    return profile.model_copy(update={"precision": profile.precision.model_copy(update={"linear": quantised})})
+
+
+def forecast(plan: Plan, spec: ModelSpec, profile: Profile, residency: Residency | None = None) -> Forecast:
+    """The bytes of every stage under `residency` (default: the fastest)."""
+    chosen = residency or fastest(plan, spec)
+    weights = weight_bytes(plan, spec, profile)
+    dit, blocks = weights.dit, weights.blocks
+    copies = len(spec.experts) if spec.experts and chosen.experts == "all" else 1
+    largest = blocks // max(spec.dit.layers, 1)
+    resident = (dit - blocks + INFLIGHT_BLOCKS * largest if chosen.offload else dit) * copies
+    scale = chosen.batch / max(1, int(plan.header["batch"]))
+    text = text_bytes(spec, profile, chosen.text_scheme)
+    beside = 0 if chosen.text == "first" else resident + weights.vae
+    latents = _latents(plan, spec)
+    stages = [
+        Stage("load", resident + weights.vae, 0, weights.widest),
+        Stage("text", beside + text.weights, 0, text.activations),
+        Stage("sample", resident + weights.vae, _keys_values(plan, spec, profile, chosen.batch), 0),
+        Stage("decode", resident + weights.vae, vae_caches(plan) + latents * chosen.batch, 0),
+    ]
+    stages[2] = replace(stages[2], activations=round(dit_activations(plan, spec) * scale) + 4 * latents * chosen.batch)
+    stages[3] = replace(stages[3], activations=vae_activations(plan, chosen.chunk))
+    if spec.task == "i2v" or spec.dit.token_time:
+        stages.insert(2, Stage("image", resident + weights.vae, vae_caches(plan), vae_activations(plan, 1)))
+    return Forecast(tuple(stages), chosen)
+
+
+def _latents(plan: Plan, spec: ModelSpec) -> int:
+    """float32 latents of one sample."""
+    width, height = plan.header["size"]
+    channels, t, h, w = spec.latent_shape(width, height, plan.header["frames"])
+    return 4 * channels * t * h * w
+
+
+def _keys_values(plan: Plan, spec: ModelSpec, profile: Profile, batch: int) -> int:
+    """Keys and values of the text (and the image) for every block."""
+    width = 4 if profile.precision.compute == "fp32" else 2
+    tokens = spec.dit.text_len + (spec.image_tokens if spec.dit.image_embed else 0)
+    return 2 * batch * tokens * spec.dit.dim * spec.dit.layers * width
+
+
+def fastest(plan: Plan, spec: ModelSpec) -> Residency:
+    """Everything resident but the text encoder, chunks as large as they are useful, the batch that was planned."""
+    width, height = plan.header["size"]
+    frames = spec.latent_shape(width, height, plan.header["frames"])[1]
+    chunk = max(1, min(frames, DECODE_PIXELS // (spec.vae.stride[0] * width * height)))
+    return Residency(chunk=chunk, batch=int(plan.header["batch"]))
+
+
+def ladder(plan: Plan, spec: ModelSpec, profile: Profile, *, least: int = 1) -> list[Residency]:
+    """Residencies from the fastest to the smallest; each step adds one saving to those before it.
+
+    Steps: text before the transformer, smaller VAE chunks, text in int8, one expert at a time, smaller batches down to
+    `least`, blocks streamed from the host. Those that the profile forbids (`memory.offload: none`) or that change nothing
+    are left out.
+    """
+    rows = [fastest(plan, spec)]
+
+    def add(**changes: Any) -> None:
+        step = replace(rows[-1], **changes)
+        if step != rows[-1]:
+            rows.append(step)
+
+    allowed = profile.memory.offload
+    may = {name: allowed == "auto" or (isinstance(allowed, tuple) and name in allowed) for name in ("text", "dit", "vae")}
+    if may["text"]:
+        add(text="first")
+    while rows[-1].chunk > 1:
+        add(chunk=rows[-1].chunk // 2)
+    if may["text"] and PRECISIONS[profile.precision.text].kind == "float":
+        add(text_scheme="int8-channel")
+    if may["dit"] and spec.experts:
+        add(experts="swap")
+    while rows[-1].batch // 2 >= least:
+        add(batch=rows[-1].batch // 2)
+    if may["dit"]:
+        add(offload=True)
+    return rows
+
+
+def choose(plan: Plan, spec: ModelSpec, profile: Profile, budget: int | None, *, least: int = 1) -> Forecast:
+    """The fastest residency whose forecast fits into `budget` bytes.
+
+    `least` is the smallest batch that makes sense (2 for a guidance pair that must run together). Raises
+    UnavailableError with the table of the smallest one when nothing fits.
+    """
+    rows = ladder(plan, spec, profile, least=least)
+    made = [replace(forecast(plan, spec, profile, row), budget=budget) for row in rows]
+    found = next((row for row in made if row.fits), None)
+    if found is not None:
+        return found
+    smallest = min(made, key=lambda row: row.peak)
+    lines = [", ".join(f"{key} {value}" for key, value in stage.row().items()) for stage in smallest.stages]
+    raise UnavailableError(
+        f"{spec.name} at {_size(plan.header)} needs {format_bytes(smallest.needed)}, and {format_bytes(budget)} are there",
+        tried=[f"smallest way: {smallest.residency.describe(spec)}", *lines],
+        fix="choose a smaller size, fewer frames, a smaller model, or a profile with quantised weights",
+    )
+
+
+def _size(header: Mapping[str, Any]) -> str:
+    width, height = header["size"]
+    return f"{width}x{height}, {header['frames']} frames"
+
+
+__all__ = [
+    "Forecast",
+    "Residency",
+    "Stage",
+    "budget_of",
+    "choose",
+    "fastest",
+    "forecast",
+    "ladder",
+    "parse_shape",
+    "tiered",
+]
