@@ -41,7 +41,7 @@ def load() -> None:
     """Load every stand-in into this process; the linker then takes them for what torch-npu needs, by their names."""
     os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
     headers = [package() / "include", HERE]
-    own = [HERE / name for name in ("memory.c", "runtime.c", "operators.c")]
+    own = [HERE / name for name in ("memory.c", "pools.c", "runtime.c", "operators.c")]
     libraries = [
         shared_library("libascendcl.so", [*own, _stubs(own)], include=headers, flags=["-w", "-lpthread"]),
         shared_library("libacl_op_compiler.so", [HERE / "compiler.c"], include=headers, flags=["-w"]),
