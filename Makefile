@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
 
-.PHONY: demo test lint check-types imports unit bench docs clean
+.PHONY: demo test lint check-types imports unit bench docs clean cuda-interpret cuda-compile
 
 demo: $(VENV)/installed
 	@mkdir -p $(dir $(OUT))
@@ -38,6 +38,13 @@ imports: $(VENV)/installed-dev
 
 unit: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+# Triton runs and compiles kernels without a GPU; both say so and skip where it is not installed.
+cuda-interpret: $(VENV)/installed-dev
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal plugins/cuda/tests/interpret
+
+cuda-compile: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal plugins/cuda/tests/compile
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.cpu_demo

@@ -59,17 +59,28 @@ def _dense(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
         for config in _variants() if tune else ():
             label = " ".join(f"{key}={value}" for key, value in config.items())
             _timed(
-                results, f"dense {precision} {label}", lambda p=precision, c=config: attention(q, k, v, precision=p, config=c), truth, DENSE,
+                results,
+                f"dense {precision} {label}",
+                lambda p=precision, c=config: attention(q, k, v, precision=p, config=c),
+                truth,
+                DENSE,
                 config=config,
-            )  # fmt: skip
+            )
 
 
 def _variants() -> list[dict[str, Any]]:
     keys = ("BLOCK_M", "BLOCK_N", "stages", "warps", "tma")
     rows = (
-        (128, 128, 2, 8, True), (128, 128, 3, 8, True), (128, 128, 1, 8, True), (128, 64, 3, 8, True), (64, 128, 2, 4, True),
-        (64, 64, 3, 4, True), (128, 128, 2, 8, False), (256, 64, 2, 16, True), (128, 256, 2, 8, True),
-    )  # fmt: skip
+        (128, 128, 2, 8, True),
+        (128, 128, 3, 8, True),
+        (128, 128, 1, 8, True),
+        (128, 64, 3, 8, True),
+        (64, 128, 2, 4, True),
+        (64, 64, 3, 4, True),
+        (128, 128, 2, 8, False),
+        (256, 64, 2, 16, True),
+        (128, 256, 2, 8, True),
+    )
     return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
@@ -87,23 +98,34 @@ def _sla(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *,
         for precision in (None, "int8", "int8-fp8"):
             results.time(
                 f"SLA {precision or 'bf16'} {block[0]}x{block[1]} topk 0.1",
-                lambda p=precision, b=block: sla.sla_attention(q, k, v, proj, bias, topk=0.1, block=b, precision=p), flop=work,
-            )  # fmt: skip
+                lambda p=precision, b=block: sla.sla_attention(q, k, v, proj, bias, topk=0.1, block=b, precision=p),
+                flop=work,
+            )
         if not tune:
             break
     results.time("SLA part: sums of k, max of v", lambda: kv.block_sums(k, 128, v), bytes_=2.0 * tokens)
     results.time("SLA part: sums of q", lambda: kv.block_sums(q, 64), bytes_=1.0 * tokens)
     results.time(
-        "SLA part: prepare k and v (two passes)", lambda: kv.prepare(k, v, 128, int8=True, fp8=True, linear=True), bytes_=5.0 * tokens
+        "SLA part: prepare k and v (two passes)",
+        lambda: kv.prepare(k, v, 128, int8=True, fp8=True, linear=True),
+        bytes_=5.0 * tokens,
     )
     sums = kv.block_sums(q, 64)[0], kv.block_sums(k, 128)[0]
     results.time("SLA part: scores and choice", lambda: sla.choose(sla.scores_of(*sums, (TOKENS, TOKENS), (64, 128)), 25))
     for config in (
-        {"stages": 1, "warps": 4, "tma": True}, {"stages": 2, "warps": 4, "tma": True}, {"stages": 3, "warps": 4, "tma": True},
-        {"stages": 2, "warps": 4, "tma": False}, {"stages": 2, "warps": 8, "tma": True},
-    ) if tune else ():  # fmt: skip
+        (
+            {"stages": 1, "warps": 4, "tma": True},
+            {"stages": 2, "warps": 4, "tma": True},
+            {"stages": 3, "warps": 4, "tma": True},
+            {"stages": 2, "warps": 4, "tma": False},
+            {"stages": 2, "warps": 8, "tma": True},
+        )
+        if tune
+        else ()
+    ):
         label = " ".join(f"{key}={value}" for key, value in config.items())
         results.time(
             f"SLA int8-fp8 {label}",
-            lambda c=config: sla.sla_attention(q, k, v, proj, bias, topk=0.1, precision="int8-fp8", config=c), config=config,
-        )  # fmt: skip
+            lambda c=config: sla.sla_attention(q, k, v, proj, bias, topk=0.1, precision="int8-fp8", config=c),
+            config=config,
+        )

@@ -40,7 +40,9 @@ def run(results: Results, args: argparse.Namespace) -> None:
         residual, gate = torch.randn(1, TOKENS, n, device="cuda", dtype=torch.bfloat16), torch.randn(1, 1, n, device="cuda")
         one = type(qx)(qx.scheme, qx.values[None], qx.scales[None], qx.dtype)
         results.time(
-            f"{name} ours w8a8 gate+residual", lambda a=one, w=qw, r=residual, g=gate: linear8.linear(a, w, residual=r, gate=g), flop=flop
+            f"{name} ours w8a8 gate+residual",
+            lambda a=one, w=qw, r=residual, g=gate: linear8.linear(a, w, residual=r, gate=g),
+            flop=flop,
         )
         if not args.quick:
             bx, bw = quant.quantize(x, emit="int8-block128"), linear_block128.pack(quantize(weight, "int8-block128"))

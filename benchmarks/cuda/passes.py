@@ -21,8 +21,9 @@ def run(results: Results, args: argparse.Namespace) -> None:
     results.time("norm_modulate -> int8", lambda: norm.norm_modulate(x, scale, shift, emit="int8-token"), bytes_=1.5 * one)
     results.time(
         "gated_residual_norm_modulate -> int8",
-        lambda: norm.gated_residual_norm_modulate(x, y, gate, scale, shift, emit="int8-token"), bytes_=3.5 * one,
-    )  # fmt: skip
+        lambda: norm.gated_residual_norm_modulate(x, y, gate, scale, shift, emit="int8-token"),
+        bytes_=3.5 * one,
+    )
     results.time("gated_residual", lambda: norm.gated_residual(x, y, gate), bytes_=3 * one)
     results.time("rms_norm", lambda: norm.rms_norm(x, scale[0, 0]), bytes_=2 * one)
     angles = torch.rand(TOKENS, HEAD // 2, device="cuda")

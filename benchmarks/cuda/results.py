@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import commit
 from benchmarks.cuda.timing import Timed, ceilings, timed
+from benchmarks.machine import commit
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
@@ -68,7 +68,10 @@ class Results:
 
 def machine() -> dict[str, Any]:
     """Device, driver-independent versions and commit."""
-    found: dict[str, Any] = {"device": torch.cuda.get_device_name(), "multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count}
+    found: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(),
+        "multiprocessors": torch.cuda.get_device_properties(0).multi_processor_count,
+    }
     for package in ("torch", "triton", "sageattention", "diffusers"):
         try:
             found[package] = metadata.version(package)

@@ -16,20 +16,10 @@ def prepared(args: argparse.Namespace, *, dense: bool = False) -> tuple[Any, Any
     """The bound model, its graphed step, arguments of one call, and the plan."""
     import turbort_cuda
 
-    from turbort.models.config import Sla
-    from turbort.models.wan_dit import WanDit
+    from turbort.models.sites import build_dit
 
     spec, profile, registry, plan = planned(args.model, args.profile, dense=dense)
-    if not dense and spec.dit.sla is None:
-        from dataclasses import replace
-
-        from turbort.planner import make_plan
-
-        # The dense checkpoint's architecture with SLA layers: W as TurboDiffusion runs it.
-        spec = replace(spec, dit=replace(spec.dit, sla=Sla(profile.attention.topk, profile.attention.block)))
-        plan = make_plan(spec, profile, registry, size=(832, 480), frames=81)
-    with torch.device("meta"):
-        model = WanDit(spec.dit, spec.dit.sla).requires_grad_(False).eval()
+    model: Any = build_dit(spec, profile.attention)
     model = filled(model, "dit", plan, registry, torch.bfloat16)
     x = torch.randn(1, spec.dit.in_channels, 21, 60, 104, device="cuda", dtype=torch.bfloat16)
     text = torch.randn(1, spec.dit.text_len, spec.dit.text_dim, device="cuda", dtype=torch.bfloat16)

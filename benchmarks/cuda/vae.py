@@ -41,9 +41,12 @@ def run(results: Results, args: argparse.Namespace) -> None:
     for channels, height, width in ((384, 60, 104), (384, 120, 208), (192, 240, 416), (96, 480, 832)):
         x = torch.randn(1, channels, 6, height, width, device="cuda", dtype=torch.bfloat16)
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        weight = torch.randn(channels, channels, 3, 3, 3, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
+        weight = torch.randn(channels, channels, 3, 3, 3, device="cuda", dtype=torch.bfloat16).contiguous(
+            memory_format=torch.channels_last_3d
+        )
         flop = 2.0 * 27 * channels * channels * 4 * height * width
         results.time(
             f"cuDNN conv3d {channels} at {height}x{width}, 4 frames",
-            lambda x=x, w=weight: torch.nn.functional.conv3d(x, w, padding=(0, 1, 1)), flop=flop,
-        )  # fmt: skip
+            lambda x=x, w=weight: torch.nn.functional.conv3d(x, w, padding=(0, 1, 1)),
+            flop=flop,
+        )

@@ -10,7 +10,6 @@ from typing import Any
 
 from turbort.backend import Backend, Device, MemoryStats, Unavailable
 from turbort.kernel import Kernel
-
 from turbort_cuda.arch import INTERPRETER, INTERPRETER_FEATURES, nearest
 from turbort_cuda.nvml import card_details, driver_version
 from turbort_cuda.table import kernel_table

@@ -32,8 +32,16 @@ _LINEAR8: Mapping[int, Mapping[str, Config]] = {
     80: {"wide": _c(128, 256, 64, 4, 8, halves=True), "mid": _c(64, 128, 64, 4, 4), "tiny": _c(16, 64, 128, 4, 4)},
     86: {"wide": _c(128, 128, 64, 3, 8), "mid": _c(64, 128, 64, 3, 4), "tiny": _c(16, 64, 128, 4, 4)},
     89: {"wide": _c(128, 128, 64, 4, 8), "mid": _c(64, 128, 64, 4, 4), "tiny": _c(16, 64, 128, 4, 4)},
-    90: {"wide": _c(128, 256, 128, 4, 8, tma=True, halves=True), "mid": _c(64, 128, 128, 4, 4, tma=True), "tiny": _c(64, 64, 128, 4, 4, tma=True)},
-    100: {"wide": _c(128, 256, 128, 4, 8, tma=True, halves=True), "mid": _c(128, 128, 128, 3, 4, tma=True), "tiny": _c(64, 64, 128, 4, 4, tma=True)},
+    90: {
+        "wide": _c(128, 256, 128, 4, 8, tma=True, halves=True),
+        "mid": _c(64, 128, 128, 4, 4, tma=True),
+        "tiny": _c(64, 64, 128, 4, 4, tma=True),
+    },
+    100: {
+        "wide": _c(128, 256, 128, 4, 8, tma=True, halves=True),
+        "mid": _c(128, 128, 128, 3, 4, tma=True),
+        "tiny": _c(64, 64, 128, 4, 4, tma=True),
+    },
     120: {"wide": _c(128, 128, 64, 3, 8, tma=True), "mid": _c(64, 128, 64, 3, 4, tma=True), "tiny": _c(16, 64, 128, 3, 4)},
 }
 

@@ -7,7 +7,6 @@ from importlib import metadata
 
 from turbort.backend import Unavailable
 from turbort.checks import Check, Outcome
-
 from turbort_cuda.backend import Cuda
 
 TRITON = (3, 6)

@@ -70,7 +70,7 @@ class GraphedStep:
     def _captured(self, leaves: list[Any], form: Any) -> _Captured | None:
         static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(static, form)
-        stream = torch.cuda.Stream(self.device)
+        stream: Any = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self.device))
         graph = torch.cuda.CUDAGraph()
         try:

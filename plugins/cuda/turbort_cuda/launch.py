@@ -58,7 +58,7 @@ def descriptor(x: Tensor, rows: int, columns: int) -> TensorDescriptor:
 
 
 def three(x: Tensor, batch: int, length: int) -> tuple[Tensor, int, int]:
-    """A tensor [B, L | 1, N] or [1, 1, N] for broadcasting: itself with the strides of batch and row (0 where one row serves all)."""
+    """A tensor [B, L | 1, N] or [1, 1, N] with its strides of batch and row, 0 where one serves all."""
     x = x if x.dim() == 3 else x.reshape(-1, 1, x.shape[-1])
     x = x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
     return x, x.stride(0) if x.shape[0] == batch and batch > 1 else 0, x.stride(1) if x.shape[1] == length and length > 1 else 0

@@ -9,17 +9,21 @@ from turbort.kernel import Call, Kernel, Rejects, TensorSpec
 from turbort.reference import reference_kernels
 
 K = "turbort_cuda.kernels."
+CUDA = frozenset({"cuda"})
 TRITON = frozenset({"triton"})
 INT8 = TRITON | {"int8"}
 FP8 = TRITON | {"fp8"}
 FLOATS = ("bf16", "fp16", "fp32")
 HALF = ("bf16", "fp16")
 HEAD_DIMS = (64, 128)
+INNER = "channels_last"
 WIDEST = 1 << 15
 """The widest row that one program keeps in registers."""
 EMITS = ("int8-token", "int8-block128")
-TORCH_OPS = ("linear", "attention", "sla_attention", "gated_residual", "patchify", "unpatchify", "causal_conv3d", "vae_norm_silu",
-             "vae_upsample", "norm_modulate", "layer_norm", "rms_norm", "gated_residual_norm_modulate", "qk_norm_rope")  # fmt: skip
+TORCH_OPS = (
+    "linear", "attention", "sla_attention", "gated_residual", "patchify", "unpatchify", "causal_conv3d", "vae_norm_silu",
+    "vae_upsample", "norm_modulate", "layer_norm", "rms_norm", "gated_residual_norm_modulate", "qk_norm_rope",
+)  # fmt: skip
 
 
 def kernel_table() -> Iterator[Kernel]:
@@ -76,9 +80,9 @@ def _rows() -> Iterator[Kernel]:
 
 def _video() -> Iterable[Kernel]:
     return (
-        Kernel("vae_norm_silu", "triton", K + "vae:vae_norm_silu", FLOATS, _video_axes, TRITON, 20, layout="channels_last"),
-        Kernel("causal_conv3d", "cudnn", K + "vae:causal_conv3d", HALF, _video_axes, frozenset({"cuda"}), 20, layout="channels_last"),
-        Kernel("vae_upsample", "cudnn", K + "vae:vae_upsample", HALF, _video_axes, frozenset({"cuda"}), 20, layout="channels_last"),
+        Kernel("vae_norm_silu", "triton", K + "vae:vae_norm_silu", FLOATS, _video_axes, TRITON, 20, layout=INNER),
+        Kernel("causal_conv3d", "cudnn", K + "vae:causal_conv3d", HALF, _video_axes, CUDA, 20, layout=INNER),
+        Kernel("vae_upsample", "cudnn", K + "vae:vae_upsample", HALF, _video_axes, CUDA, 20, layout=INNER),
     )
 
 

@@ -1,4 +1,4 @@
-"""One representative launch per kernel and architecture, as types and constants: what a launch on that card would specialise to."""
+"""One representative launch per kernel and architecture: the types and constants that a launch there would specialise to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ from typing import Any
 
 import triton.language as tl
 from turbort_cuda.configs import row
-from turbort_cuda.kernels import attention, kv, linear8, linear_block128, linear_bsq, linear_int4, norm, patch, quant, rope, sla, vae
+from turbort_cuda.kernels import (
+    attention,
+    kv,
+    linear8,
+    linear_block128,
+    linear_bsq,
+    linear_int4,
+    norm,
+    patch,
+    quant,
+    rope,
+    sla,
+    vae,
+)
 
 I, A = "i32", "i32:16"
 BIAS = {"bias": "*bf16", "residual": "*bf16", "gate": "*fp32", "length": I, "stride_r": A, "stride_gb": A, "stride_gl": A}
@@ -54,15 +67,29 @@ def _linear8(name: str, capability: int, kind: str, flags: Mapping[str, Any]) ->
     arguments = {**_operands(kind, m, n, k, tma, n // 2 if c.get("halves") else n), "x_scale": "*fp32", "w_scale": "*fp32"}
     arguments |= {**BIAS, **SIZES, "stride_w": A}
     constants = {
-        "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP": c["GROUP"], "STAGES": c["stages"], "TMA": tma, "EVEN_K": True,
-        "HALVES": bool(c.get("halves")), "INT": kind == "i8", "FLATTEN": bool(c.get("flatten")), "SPECIALIZE": bool(c.get("specialize")), **flags,
-    }  # fmt: skip
+        "BLOCK_M": m,
+        "BLOCK_N": n,
+        "BLOCK_K": k,
+        "GROUP": c["GROUP"],
+        "STAGES": c["stages"],
+        "TMA": tma,
+        "EVEN_K": True,
+        "HALVES": bool(c.get("halves")),
+        "INT": kind == "i8",
+        "FLATTEN": bool(c.get("flatten")),
+        "SPECIALIZE": bool(c.get("specialize")),
+        **flags,
+    }
     return Launch(name, linear8.linear8_kernel, arguments, constants, c["warps"], c["stages"], "s8" if kind == "i8" else "e4m3")
 
 
 def _operands(kind: str, m: int, n: int, k: int, tma: bool, part: int) -> dict[str, str]:
     if tma:
-        return {"x": f"tensordesc<{kind}[{m}, {k}]>", "w": f"tensordesc<{kind}[{n}, {k}]>", "out": f"tensordesc<bf16[{m}, {part}]>"}
+        return {
+            "x": f"tensordesc<{kind}[{m}, {k}]>",
+            "w": f"tensordesc<{kind}[{n}, {k}]>",
+            "out": f"tensordesc<bf16[{m}, {part}]>",
+        }
     return {"x": f"*{kind}", "w": f"*{kind}", "out": "*bf16"}
 
 
@@ -71,9 +98,16 @@ def _block128(capability: int) -> Launch:
     m, n, k, tma = c["BLOCK_M"], c["BLOCK_N"], c["BLOCK_K"], bool(c.get("tma"))
     arguments = {**_operands("i8", m, n, k, tma, n), "x_scale": "*fp32", "w_scale": "*fp32", **BIAS, **SIZES, "stride_w": A}
     constants = {
-        "BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP": c["GROUP"], "STAGES": c["stages"], "TMA": tma, "EVEN_K": True,
-        "KIND": tl.bfloat16, **FLAGS,
-    }  # fmt: skip
+        "BLOCK_M": m,
+        "BLOCK_N": n,
+        "BLOCK_K": k,
+        "GROUP": c["GROUP"],
+        "STAGES": c["stages"],
+        "TMA": tma,
+        "EVEN_K": True,
+        "KIND": tl.bfloat16,
+        **FLAGS,
+    }
     return Launch("linear-block128", linear_block128.block128_kernel, arguments, constants, c["warps"], c["stages"], "s8")
 
 
@@ -81,17 +115,32 @@ def _int4(name: str, capability: int, int8: bool) -> Launch:
     c = row("linear_int4", capability, "wide")
     arguments = {"x": "*i8" if int8 else "*bf16", "w": "*u8", "out": "*bf16", "x_scale": "*fp32", "w_scale": "*fp32"}
     constants = {
-        "BLOCK_M": c["BLOCK_M"], "BLOCK_N": c["BLOCK_N"], "TILES": c["GROUP"], "STAGES": c["stages"], "INT": int8, **FLAGS,
-    }  # fmt: skip
+        "BLOCK_M": c["BLOCK_M"],
+        "BLOCK_N": c["BLOCK_N"],
+        "TILES": c["GROUP"],
+        "STAGES": c["stages"],
+        "INT": int8,
+        **FLAGS,
+    }
     arguments |= {**BIAS, **SIZES, "groups": I}
     return Launch(name, linear_int4.int4_kernel, arguments, constants, c["warps"], c["stages"], "s8" if int8 else "bf16")
 
 
 def _bsq(capability: int) -> Launch:
     c = row("linear_bsq", capability, "wide")
-    arguments = {"x": "*i8", "w": "*i8", "out": "*bf16", "x_scale": "*fp32", "w_scale": "*fp32", "starts": "*i32", "columns": "*i32"}
+    arguments = {
+        "x": "*i8",
+        "w": "*i8",
+        "out": "*bf16",
+        "x_scale": "*fp32",
+        "w_scale": "*fp32",
+        "starts": "*i32",
+        "columns": "*i32",
+    }
     constants = {"BLOCK_M": c["BLOCK_M"], "EDGE": 64, "TILE": 8, "STAGES": c["stages"], **FLAGS}
-    return Launch("linear-bsq8", linear_bsq.bsq_kernel, {**arguments, **BIAS, **SIZES}, constants, c["warps"], c["stages"], "bf16")
+    return Launch(
+        "linear-bsq8", linear_bsq.bsq_kernel, {**arguments, **BIAS, **SIZES}, constants, c["warps"], c["stages"], "bf16"
+    )
 
 
 def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch:
@@ -104,33 +153,72 @@ def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch
         "q": "*bf16",
         "k": f"tensordesc<i8[{n}, 128]>" if tma else "*i8" if int8 else "*bf16",
         "v": (f"tensordesc<fp8e4nv[128, {n}]>" if tma else "*fp8e4nv") if fp8 else "*bf16",
-        "out": "*bf16", "k_scales": "*fp32", "v_scales": "*fp32", "lut": "*i32", "state": "*bf16", "totals": "*fp32",
-        "proj": "*bf16", "proj_bias": "*bf16", "LQ": I, "LK": I, "H": I, "blocks": I, "chosen": I, "softmax_scale": "fp32",
+        "out": "*bf16",
+        "k_scales": "*fp32",
+        "v_scales": "*fp32",
+        "lut": "*i32",
+        "state": "*bf16",
+        "totals": "*fp32",
+        "proj": "*bf16",
+        "proj_bias": "*bf16",
+        "LQ": I,
+        "LK": I,
+        "H": I,
+        "blocks": I,
+        "chosen": I,
+        "softmax_scale": "fp32",
         **{f"stride_{t}{axis}": A for t in "qkv" for axis in "blh"},
-    }  # fmt: skip
+    }
     constants = {
-        "BLOCK_M": c["BLOCK_M"], "BLOCK_N": n, "D": 128, "INT8": int8, "FP8": fp8, "TMA": tma, "SPARSE": sparse,
-        "LINEAR": sparse, "STAGES": c["stages"],
-    }  # fmt: skip
+        "BLOCK_M": c["BLOCK_M"],
+        "BLOCK_N": n,
+        "D": 128,
+        "INT8": int8,
+        "FP8": fp8,
+        "TMA": tma,
+        "SPARSE": sparse,
+        "LINEAR": sparse,
+        "STAGES": c["stages"],
+    }
     return Launch(name, attention.attention_kernel, arguments, constants, c["warps"], c["stages"], "s8" if int8 else "bf16")
 
 
 def _prepare(fp8: bool) -> Iterator[Launch]:
     strides = {f"stride_{t}{axis}": A for t in "xv" for axis in "blh"}
     yield Launch(
-        "kv-sums", kv.sums_kernel, {"x": "*bf16", "v": "*bf16", "sums": "*fp32", "tops": "*fp32", "L": I, "H": I, "blocks": I, **strides},
-        {"ROWS": 128, "D": 128, "TOPS": True}, 4, 2,
-    )  # fmt: skip
+        "kv-sums",
+        kv.sums_kernel,
+        {"x": "*bf16", "v": "*bf16", "sums": "*fp32", "tops": "*fp32", "L": I, "H": I, "blocks": I, **strides},
+        {"ROWS": 128, "D": 128, "TOPS": True},
+        4,
+        2,
+    )
     strides = {f"stride_{t}{axis}": A for t in "kv" for axis in "blh"}
     arguments = {
-        "k": "*bf16", "v": "*bf16", "mean": "*fp32", "v_scale": "*fp32", "codes": "*i8", "k_scales": "*fp32",
-        "v_codes": "*fp8e4nv" if fp8 else "*bf16", "state": "*fp32", "totals": "*fp32", "L": I, "H": I, "blocks": I, "per_chunk": I,
+        "k": "*bf16",
+        "v": "*bf16",
+        "mean": "*fp32",
+        "v_scale": "*fp32",
+        "codes": "*i8",
+        "k_scales": "*fp32",
+        "v_codes": "*fp8e4nv" if fp8 else "*bf16",
+        "state": "*fp32",
+        "totals": "*fp32",
+        "L": I,
+        "H": I,
+        "blocks": I,
+        "per_chunk": I,
         **strides,
-    }  # fmt: skip
+    }
     constants = {"ROWS": 128, "D": 128, "INT8": True, "FP8": fp8, "LINEAR": True}
     yield Launch("kv-prepare", kv.prepare_kernel, arguments, constants, 8, 3, "bf16")
     yield Launch(
-        "sla-choose", sla.choose_kernel, {"scores": "*fp32", "lut": "*i32", "BLOCKS": I, "CHOSEN": I}, {"WIDTH": 256, "STEP": sla.COMPARED}, 4, 3
+        "sla-choose",
+        sla.choose_kernel,
+        {"scores": "*fp32", "lut": "*i32", "BLOCKS": I, "CHOSEN": I},
+        {"WIDTH": 256, "STEP": sla.COMPARED},
+        4,
+        3,
     )
 
 
@@ -139,30 +227,69 @@ def _passes(fp8: bool) -> Iterator[Launch]:
     for emit in ("int8", "fp8", "none") if fp8 else ("int8", "none"):
         kind = {"int8": "*i8", "fp8": "*fp8e4nv", "none": "*bf16"}[emit]
         arguments = {
-            "x": "*bf16", "y": "*bf16", "gate": "*fp32", "scale": "*fp32", "shift": "*fp32", "new": "*bf16", "out": kind,
-            "scales": "*fp32", "D": A, "length": I, "eps": "fp32", "stride_x": A, "stride_y": A, **gates,
-        }  # fmt: skip
+            "x": "*bf16",
+            "y": "*bf16",
+            "gate": "*fp32",
+            "scale": "*fp32",
+            "shift": "*fp32",
+            "new": "*bf16",
+            "out": kind,
+            "scales": "*fp32",
+            "D": A,
+            "length": I,
+            "eps": "fp32",
+            "stride_x": A,
+            "stride_y": A,
+            **gates,
+        }
         constants = {"WIDTH": 2048, "KIND": 0, "GATED": emit != "none", "QUANT": emit != "none", "FP8": emit == "fp8"}
         yield Launch(f"norm-{emit}", norm.norm_kernel, arguments, constants, quant.warps_for(2048), 3)
         arguments = {"x": "*bf16", "out": kind, "scales": "*fp32", "D": A, "stride": A}
         constants = {"WIDTH": 16384, "GELU": True, "QUANT": emit != "none", "FP8": emit == "fp8"}
         yield Launch(f"gelu-{emit}", quant.rows_kernel, arguments, constants, quant.warps_for(16384), 3)
     yield Launch(
-        "quantize-blocks", quant.blocks_kernel, {"x": "*bf16", "out": "*i8", "scales": "*fp32", "M": I, "D": A, "stride": A, "tiles": I},
-        {"EDGE": 128, "GELU": False}, 8, 3,
-    )  # fmt: skip
+        "quantize-blocks",
+        quant.blocks_kernel,
+        {"x": "*bf16", "out": "*i8", "scales": "*fp32", "M": I, "D": A, "stride": A, "tiles": I},
+        {"EDGE": 128, "GELU": False},
+        8,
+        3,
+    )
     yield Launch(
-        "rope", rope.rope_kernel,
-        {"x": "*bf16", "weight": "*fp32", "cos": "*fp32", "sin": "*fp32", "out": "*bf16", "D": A, "length": I, "eps": "fp32", "stride_x": A,
-         "stride_cb": A, "stride_cl": A, "stride_sb": A, "stride_sl": A},
-        {"HALF": 64, "PAIRS": 1024}, quant.warps_for(2048), 3,
-    )  # fmt: skip
+        "rope",
+        rope.rope_kernel,
+        {
+            "x": "*bf16",
+            "weight": "*fp32",
+            "cos": "*fp32",
+            "sin": "*fp32",
+            "out": "*bf16",
+            "D": A,
+            "length": I,
+            "eps": "fp32",
+            "stride_x": A,
+            "stride_cb": A,
+            "stride_cl": A,
+            "stride_sb": A,
+            "stride_sl": A,
+        },
+        {"HALF": 64, "PAIRS": 1024},
+        quant.warps_for(2048),
+        3,
+    )
     yield Launch(
-        "patchify", patch.patchify_kernel,
+        "patchify",
+        patch.patchify_kernel,
         {"x": "*bf16", "out": "*bf16", **dict.fromkeys(("C", "L", "t", "h", "w"), I), **{f"stride_{a}": A for a in "bcthw"}},
-        {"PT": 1, "PH": 2, "PW": 2, "WIDTH": 64, "ROWS": 32}, 4, 3,
-    )  # fmt: skip
+        {"PT": 1, "PH": 2, "PW": 2, "WIDTH": 64, "ROWS": 32},
+        4,
+        3,
+    )
     yield Launch(
-        "vae-norm-silu", vae.norm_silu_kernel,
-        {"x": "*bf16", "gamma": "*bf16", "out": "*bf16", "M": I, "C": A, "root": "fp32", "eps": "fp32"}, {"WIDTH": 128, "ROWS": 32}, 4, 3,
-    )  # fmt: skip
+        "vae-norm-silu",
+        vae.norm_silu_kernel,
+        {"x": "*bf16", "gamma": "*bf16", "out": "*bf16", "M": I, "C": A, "root": "fp32", "eps": "fp32"},
+        {"WIDTH": 128, "ROWS": 32},
+        4,
+        3,
+    )

@@ -55,7 +55,10 @@ def compile_for(
     aligned = [name for name, kind in arguments.items() if kind.startswith("*") or kind.endswith(":16")]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(
-        fn=kernel, signature=signature, constexprs={(names.index(name),): value for name, value in constants.items()}, attrs=attributes
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs=attributes,
     )
     amd = isinstance(capability, str)
     target = GPUTarget("hip", capability, 64) if amd else GPUTarget("cuda", capability, 32)

@@ -16,7 +16,9 @@ RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 
 def _build(launch: Launch, capability: int) -> Built:
-    return compile_for(launch.kernel, capability, launch.arguments, launch.constants, num_warps=launch.warps, num_stages=launch.stages)
+    return compile_for(
+        launch.kernel, capability, launch.arguments, launch.constants, num_warps=launch.warps, num_stages=launch.stages
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,16 @@ def test_kernel_compiles_for(capability: int, name: str) -> None:
     assert f"{arch.mma} {launch.mma}" in used, f"wanted {arch.mma} {launch.mma}, found {used}"
 
 
-HOT = ("linear-int8", "linear-int8-residual", "linear-fp8", "linear-block128", "attention-int8", "attention-int8-fp8", "sla-int8", "sla-int8-fp8")
+HOT = (
+    "linear-int8",
+    "linear-int8-residual",
+    "linear-fp8",
+    "linear-block128",
+    "attention-int8",
+    "attention-int8-fp8",
+    "sla-int8",
+    "sla-int8-fp8",
+)
 
 
 @pytest.mark.parametrize("name", HOT)

@@ -7,11 +7,12 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed; `pip install triton` brings the interpreter")
 
+from turbort_cuda.kernels import attention, kv, linear8, linear_bsq, norm, sla, vae
+
 from turbort import ops
 from turbort.ops.block_map import block_map
 from turbort.ops.block_map import block_sums as reference_sums
 from turbort.quant.schemes import quantize
-from turbort_cuda.kernels import attention, kv, linear8, linear_bsq, norm, sla, vae
 
 
 def _nmse(got: torch.Tensor, want: torch.Tensor) -> float:

@@ -2,9 +2,9 @@
 
     s = q k^T * sq[row] * sk[block] / sqrt(d);  p = exp(s - max);  o = (sum p v) / (sum p)
 
-q is quantised in registers when its tile is loaded, one scale per row: no pass over memory, and finer than one scale per tile. Scores
-are int32, softmax float32 in base 2. P is rounded to v's dtype, or scaled by 448 to e4m3. Source of the scheme: SageAttention
-(arXiv 2410.02367, 2411.10958). The sparse form is `turbort.ops.sla_attention`: see `turbort_cuda.kernels.sla`.
+q is quantised in registers when its tile is loaded, one scale per row: no pass over memory, and finer than one scale per tile.
+Scores are int32, softmax float32 in base 2. P is rounded to v's dtype, or scaled by 448 to e4m3. Source of the scheme:
+SageAttention (arXiv 2410.02367, 2411.10958). The sparse form is `turbort.ops.sla_attention`: see `turbort_cuda.kernels.sla`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from turbort.errors import unknown
 from turbort.precision import ATTENTION
-
 from turbort_cuda.kernels.common import FLOOR, rounded
 from turbort_cuda.kernels.kv import Prepared, prepare
 from turbort_cuda.launch import capability, describable, descriptor, on
@@ -54,8 +53,8 @@ def attend(
     p = tl.exp2(tl.fma(s, tl.broadcast_to(scale[:, None], s.shape), tl.broadcast_to(-higher[:, None], s.shape)))
     fade = tl.exp2(top - higher)
     total = total * fade + tl.sum(p, axis=1)
-    # A product of its own, added afterwards: a wgmma that accumulated across iterations would be in flight over the loop's back edge,
-    # which makes ptxas serialise every wgmma of the kernel. It also keeps e4m3 sums in full float32.
+    # A product of its own, added afterwards: a wgmma that accumulated across iterations would be in flight over the loop's
+    # back edge, which makes ptxas serialise every wgmma of the kernel. It also keeps e4m3 sums in full float32.
     if FP8:
         if TMA:
             value = v.load([bh * D, block * BLOCK_N])
@@ -156,7 +155,7 @@ def launch(
     int8, fp8 = ready.codes is not None, ready.v_codes is not None
     keys: Any = k if ready.codes is None else ready.codes
     values: Any = v if ready.v_codes is None else ready.v_codes
-    tma = bool(config.get("tma")) and int8 and all(map(describable, (ready.codes.view(-1, d),) if ready.codes is not None else ()))
+    tma = bool(config.get("tma")) and ready.codes is not None and describable(ready.codes.view(-1, d))
     if tma:
         keys = descriptor(keys.view(-1, d), cols, d)
         if fp8:
@@ -178,9 +177,7 @@ def inner_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, precision: str | None = None, config: dict[str, Any] | None = None
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, *, precision: str | None = None, config: dict[str, Any] | None = None) -> Tensor:
     """`turbort.ops.attention` at `int8`, `int8-fp8`, or in 16 bits when `precision` is None."""
     if precision not in (None, *ATTENTION):
         raise unknown("attention precision", str(precision), ATTENTION)

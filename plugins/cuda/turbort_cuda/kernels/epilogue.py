@@ -10,7 +10,6 @@ from torch import Tensor
 
 from turbort.errors import InputError
 from turbort.quant.qtensor import QTensor
-
 from turbort_cuda.launch import rows_of, three
 
 

@@ -15,7 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from turbort.ops.block_map import tree_sum
-
 from turbort_cuda.kernels.common import FLOOR, rounded
 from turbort_cuda.launch import multiprocessors, on
 
@@ -111,7 +110,7 @@ class Prepared:
     """Keys and values in the form the attention kernel reads; None for what the precision does not need.
 
     codes int8 [B*H, blocks*rows, d]; k_scales float32 [B*H, blocks]; v_codes e4m3 [B*H, d, blocks*rows]; v_scales
-    float32 [B*H, d]; state [B*H, d, d] in v's dtype (transposed for the product) and totals float32 [B*H, d].
+    float32 [B*H, d]; state [B*H, d, d] in v's dtype and totals float32 [B*H, d].
     """
 
     blocks: int

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from turbort.errors import InputError
 from turbort.quant.qtensor import QTensor
-
 from turbort_cuda.configs import shape_class
 from turbort_cuda.kernels.common import finish, tile_of
 from turbort_cuda.kernels.epilogue import epilogue, unpack_input
@@ -30,7 +29,8 @@ from turbort_cuda.tuning import pick
 @triton.jit
 def store_part(
     acc, sx, rows, row, col, out, w_scale, bias, residual, gate, length, stride_r, stride_gb, stride_gl, M, N,
-    WIDTH: tl.constexpr, TMA: tl.constexpr, HAS_BIAS: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
+    WIDTH: tl.constexpr, TMA: tl.constexpr,
+    HAS_BIAS: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     """Scale, finish and store WIDTH columns of sums that begin at (row, col)."""
     cols = col + tl.arange(0, WIDTH)
@@ -90,17 +90,17 @@ def linear8_kernel(
             pair = tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
             first, second = tl.split(pair)
             store_part(
-                first, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N, out, w_scale, bias, residual, gate, length, stride_r, stride_gb,
-                stride_gl, M, N, BLOCK_N // 2, TMA, HAS_BIAS, GELU, RESIDUAL, GATE,
+                first, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N, out, w_scale, bias, residual, gate, length, stride_r,
+                stride_gb, stride_gl, M, N, BLOCK_N // 2, TMA, HAS_BIAS, GELU, RESIDUAL, GATE,
             )  # fmt: skip
             store_part(
-                second, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N + BLOCK_N // 2, out, w_scale, bias, residual, gate, length, stride_r,
-                stride_gb, stride_gl, M, N, BLOCK_N // 2, TMA, HAS_BIAS, GELU, RESIDUAL, GATE,
+                second, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N + BLOCK_N // 2, out, w_scale, bias, residual, gate, length,
+                stride_r, stride_gb, stride_gl, M, N, BLOCK_N // 2, TMA, HAS_BIAS, GELU, RESIDUAL, GATE,
             )  # fmt: skip
         else:
             store_part(
-                acc, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N, out, w_scale, bias, residual, gate, length, stride_r, stride_gb,
-                stride_gl, M, N, BLOCK_N, TMA, HAS_BIAS, GELU, RESIDUAL, GATE,
+                acc, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N, out, w_scale, bias, residual, gate, length, stride_r,
+                stride_gb, stride_gl, M, N, BLOCK_N, TMA, HAS_BIAS, GELU, RESIDUAL, GATE,
             )  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from turbort.errors import InputError
 from turbort.quant.qtensor import QTensor
-
 from turbort_cuda.configs import shape_class
 from turbort_cuda.kernels.common import KINDS, finish, tile_of
 from turbort_cuda.kernels.epilogue import epilogue, unpack_input

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from turbort.errors import InputError
 from turbort.quant.qtensor import QTensor
-
 from turbort_cuda.configs import TINY_ROWS
 from turbort_cuda.kernels.common import finish, tile_of
 from turbort_cuda.kernels.epilogue import epilogue, unpack_input

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from turbort.errors import unknown
 from turbort.quant.qtensor import QTensor
-
 from turbort_cuda.kernels.common import quantised
 from turbort_cuda.kernels.quant import EMITS, quantize, warps_for
 from turbort_cuda.launch import on, rows_of, three

@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from turbort.errors import InputError
-
 from turbort_cuda.launch import on
 
 

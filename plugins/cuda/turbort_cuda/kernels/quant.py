@@ -9,7 +9,6 @@ from torch import Tensor
 
 from turbort.errors import unknown
 from turbort.quant.qtensor import QTensor
-
 from turbort_cuda.kernels.common import FLOOR, gelu_tanh, quantised, rounded
 from turbort_cuda.launch import on, rows_of
 

@@ -19,5 +19,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, precision: str | None = None) 
     """`turbort.ops.attention` in the dtype of its inputs; [B, L, H, d]."""
     order = [SDPBackend.CUDNN_ATTENTION, *_REST] if capability(q.device) >= CUDNN_FROM and q.shape[-1] <= 128 else _REST
     with sdpa_kernel(order, set_priority=True), torch.autocast(q.device.type, enabled=False):
-        out = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return out.transpose(1, 2)

@@ -16,7 +16,6 @@ from torch import Tensor
 from turbort.errors import InputError, unknown
 from turbort.ops.block_map import chosen_blocks, tree_sum
 from turbort.precision import ATTENTION
-
 from turbort_cuda.kernels.attention import inner_contiguous, launch
 from turbort_cuda.kernels.kv import block_sums, prepare
 from turbort_cuda.launch import capability, on

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from turbort.ops.conv import Size3, front_frames
 from turbort.ops.upsample_phases import phase_weights
-
 from turbort_cuda.launch import on
 
 INNER = torch.channels_last_3d
@@ -74,7 +73,7 @@ def vae_upsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     outputs = weight.shape[0]
     frames = x.transpose(1, 2).reshape(b * t, c, h, w).contiguous(memory_format=torch.channels_last)
     taps = phase_weights(weight).flatten(0, 2).to(x.dtype).contiguous(memory_format=torch.channels_last)
-    y = F.conv2d(frames, taps, bias.to(x.dtype).repeat(4), padding=1).unflatten(1, (2, 2, outputs))
+    y = torch.unflatten(F.conv2d(frames, taps, bias.to(x.dtype).repeat(4), padding=1), 1, (2, 2, outputs))
     out = torch.empty((b * t, outputs, 2 * h, 2 * w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     for row in (0, 1):
         for column in (0, 1):
