@@ -15,12 +15,13 @@ from recipes.tiny_shapes.common import Options, load_compile_cache, options, par
 from recipes.tiny_shapes.data import workers
 
 STAGES = ("vae", "teacher", "student", "sla", "export", "evaluate")
-# What a stage must reach before the next one is worth its time; `a/b` is value b inside a.
+# What a stage must reach before the next one is worth its time; `a/b` is value b inside a. Shares of 144 or 192 clips have a
+# standard error of 2 points, so these lie under the aims of 0.95, 0.92 and 0.90.
 GATES: Mapping[str, Mapping[str, float]] = {
     "vae": {"psnr": 30.0, "right": 0.97},
-    "teacher": {"held_out/right": 0.93},
-    "student": {"held_out/right": 0.90},
-    "sla": {"held_out/right": 0.88},
+    "teacher": {"held_out/right": 0.91},
+    "student": {"held_out/right": 0.87},
+    "sla": {"held_out/right": 0.85},
 }
 REFUSED = 3  # exit status when a stage stays below its gate
 

@@ -118,13 +118,18 @@ def train(o: Options) -> dict[str, Any]:
     save_weights(run.folder, "text", text.state_dict())
     model = Model(s, text, dit, vae, device)
     steps, count = o.pick(TEACHER_STEPS, 2), o.pick(48, 2)
-    tried = {g: score(model, Recipe("euler", steps, g), count, held_out=False, seed=3) for g in GUIDANCE[: o.pick(3, 3, 1)]}
+    together = parallel.per_process(count)  # one shape for all scores, so that they share what was compiled
+    tried = {
+        g: score(model, Recipe("euler", steps, g), count, held_out=False, seed=3, batch=together)
+        for g in GUIDANCE[: o.pick(3, 3, 1)]
+    }
     best = max(tried, key=lambda g: (tried[g]["right"], -g))
 
     def sheet(*args: Any) -> None:
         contact_sheet(run.folder / "samples.png", *args)
 
-    held = score(model, Recipe("euler", steps, best), o.pick(48, 2), held_out=True, seed=1, sink=sheet)
+    recipe = Recipe("euler", steps, best)
+    held = score(model, recipe, o.pick(144, 2, 48), held_out=True, seed=1, sink=sheet, batch=together)
     result = {"guidance": best, "tried": {str(g): r for g, r in tried.items()}, "held_out": held, "steps": run.step,
               "seconds": run.elapsed, "samples": run.step * batch * parallel.world(),
               "apart": parallel.disagreement(dit.parameters())}  # fmt: skip
