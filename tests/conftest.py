@@ -21,7 +21,15 @@ MODEL: Mapping[str, Any] = {
     "title": "random weights for tests",
     "task": "t2v",
     "sampler": "rcm",
-    "dit": {"dim": 128, "ffn_dim": 192, "heads": 1, "layers": 2, "text_dim": 32, "text_len": 16, "sla": {"topk": 0.1, "block": [64, 128]}},
+    "dit": {
+        "dim": 128,
+        "ffn_dim": 192,
+        "heads": 1,
+        "layers": 2,
+        "text_dim": 32,
+        "text_len": 16,
+        "sla": {"topk": 0.1, "block": [64, 128]},
+    },
     "vae": {"base_dim": 8, "res_blocks": 1},
     "text": {"dim": 32, "ffn_dim": 64, "heads": 2, "head_dim": 16, "layers": 1, "vocab": 64, "text_len": 16},
     "defaults": {"width": 64, "height": 64, "frames": 9, "fps": 8},
@@ -66,6 +74,9 @@ def little(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, model in models.items():
         # Every weight random: zero heads and projections would hide whatever comes before them.
         weights = {key: torch.randn(value.shape) / max(value[0].numel(), 1) ** 0.5 for key, value in model.state_dict().items()}
-        weights = {key: value + 1 if key.endswith(("gamma", "norm_q.weight", "norm_k.weight")) else value for key, value in weights.items()}
+        weights = {
+            key: value + 1 if key.endswith(("gamma", "norm_q.weight", "norm_k.weight")) else value
+            for key, value in weights.items()
+        }
         save_file(weights, folder / f"{name}.safetensors")
     return folder

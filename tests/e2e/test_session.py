@@ -23,7 +23,9 @@ def spec(little: Path) -> ModelSpec:
     return read_spec(little / "model.yaml")
 
 
-def made(spec: ModelSpec, jobs: list[Job], profile: Profile | None = None, **options: Any) -> tuple[list[np.ndarray], dict[str, Any]]:
+def made(
+    spec: ModelSpec, jobs: list[Job], profile: Profile | None = None, **options: Any
+) -> tuple[list[np.ndarray], dict[str, Any]]:
     with Session.open(spec, profile or load_profile("cpu"), jobs=jobs, **options) as session:
         results = session.generate(jobs)
         return [result.frames for result in results], session.report()
@@ -49,7 +51,9 @@ def test_the_prompt_reaches_the_pixels(spec: ModelSpec) -> None:
 
 def test_a_job_does_not_depend_on_its_batch(spec: ModelSpec) -> None:
     cpu = load_profile("cpu")
-    together = cpu.model_copy(update={"batch": cpu.batch.model_copy(update={"mode": "dynamic", "size": None, "min": 1, "max": 3})})
+    together = cpu.model_copy(
+        update={"batch": cpu.batch.model_copy(update={"mode": "dynamic", "size": None, "min": 1, "max": 3})}
+    )
     jobs = [replace(JOB, seed=seed) for seed in (3, 4, 5)]
     batched, report = made(spec, jobs, together)
     alone = [made(spec, [job])[0][0] for job in jobs]

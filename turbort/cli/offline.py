@@ -36,5 +36,8 @@ def check_offline(backend: str, targets: str, *, json: bool) -> None:
 
 
 def _shown(row: Mapping[str, Any]) -> dict[str, Any]:
-    sizes = {name: f"{row[key] / 2**20:.0f} MiB" if row.get(key) is not None else None for name, key in (("HBM", "peak_hbm"), ("VMEM", "peak_vmem"))}
+    sizes = {
+        name: f"{row[key] / 2**20:.0f} MiB" if row.get(key) is not None else None
+        for name, key in (("HBM", "peak_hbm"), ("VMEM", "peak_vmem"))
+    }
     return {"": "" if row["ok"] else "x", **row, **sizes, "8-bit products": row.get("dots")}
