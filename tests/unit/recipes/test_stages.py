@@ -22,6 +22,8 @@ from recipes.tiny_shapes.textnet import TextEncoder
 from recipes.tiny_shapes.vaenet import Vae
 from turbort.backend import Device, MemoryStats
 from turbort.errors import TurbortError
+from turbort.models.tiny import read_spec
+from turbort.request import grammar_warning
 
 # 192 tokens: two key blocks, of which SLA keeps one.
 S = replace(
@@ -182,3 +184,20 @@ def test_weights_for_later_training_are_sharded_and_readable(shipped, monkeypatc
     back, teacher = common.load_weights(folder / "teacher", "dit"), common.load_weights(shipped / "teacher", "dit")
     assert back.keys() == teacher.keys()
     assert all(torch.equal(back[k], teacher[k]) for k in back)
+
+
+def test_installing_needs_scores_and_writes_the_card(shipped, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(export, "WEIGHTS", tmp_path / "weights")
+    export.write_weights(shipped, shipped / "export" / "weights")
+    with pytest.raises(SystemExit, match="evaluate first"):
+        export.install(shipped)
+    assert not (tmp_path / "assets").exists()
+    (shipped / "evaluate").mkdir()
+    rows = {"default": {**dict.fromkeys(evaluate.SHARES, 0.925), "captions": 200}}
+    (shipped / "evaluate" / "table.md").write_text(evaluate.markdown(rows))
+    export.install(shipped)
+    assert "| default | 200 | 92.5 % |" in (tmp_path / "assets" / "README.md").read_text()
+    assert grammar_warning([CAPTION], read_spec(tmp_path / "assets" / "model.yaml")) is None
+    assert grammar_warning(["a dog"], read_spec(tmp_path / "assets" / "model.yaml")) is not None
+    assert (tmp_path / "weights" / "teacher" / "teacher.json").is_file()
