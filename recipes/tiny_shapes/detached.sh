@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains on a machine that is lent for a while and reached in calls of at most ten minutes. Training outlives a call.
+# Trains in the background of a machine that is reached through short commands. Training outlives the command.
 #
-#   lease.sh start GPUS [arguments of recipes.tiny_shapes.all]   copies the repository to $WORK and starts training there
-#   lease.sh wait SECONDS                                        waits, shows the log's end, packs results into $OUT
+#   detached.sh start GPUS [arguments of recipes.tiny_shapes.all]   copies the repository to $WORK and starts training there
+#   detached.sh wait SECONDS                                        waits, shows the log's end, packs results into $OUT
 #
 # Wheels of Python packages that the machine lacks are taken from runs/whl, an earlier run's pieces from runs/pieces.
 set -uo pipefail
@@ -43,12 +43,12 @@ finish() {
     while [ ! -e "$RUN/status" ] && [ $SECONDS -lt $end ]; do sleep 1; done
     grep -v '^\[.*step [0-9]* ' "$RUN/all.log" | tail -n 70
     tail -n 2 "$RUN/all.log"
-    # At most 8 files and 64 MiB come back: what a later stage replaces stays behind.
+    # Small enough to send home: what a later stage replaces stays behind.
     local skip=('student/fake*')
     if [ -d "$RUN/export" ]; then skip+=('vae/*.safetensors' 'teacher/*.safetensors' 'sla/*.safetensors'); fi
     if [ -e "$RUN/sla/dit.safetensors" ]; then skip+=('student/*.safetensors'); fi
     (cd "$WORK" && $PYTHON -m recipes.tiny_shapes.transport pack "$RUN" "$OUT" --skip "${skip[@]}")
-    if [ -e "$RUN/status" ]; then echo "ENDED with status $(cat "$RUN/status")"; else echo "RUNNING: call wait again at once"; fi
+    if [ -e "$RUN/status" ]; then echo "ENDED with status $(cat "$RUN/status")"; else echo "RUNNING: wait again"; fi
 }
 
 case ${1:-} in
