@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from turbort import Backend, hookimpl
+from turbort import Backend, Check, hookimpl
 from turbort_ascend.backend import Ascend
 
 
@@ -15,3 +15,11 @@ from turbort_ascend.backend import Ascend
 def turbort_backends() -> Iterable[Backend]:
     """The backend `ascend`."""
     return (Ascend(),)
+
+
+@hookimpl
+def turbort_checks() -> Iterable[Check]:
+    """Rows of `turbort doctor`."""
+    from turbort_ascend.doctor import checks
+
+    return checks()

@@ -13,6 +13,8 @@ from turbort_ascend.table import kernel_table
 
 POOL = "acl-pool"
 EMULATE = "TURBORT_ASCEND_EMULATED"
+GRAPH = "TURBORT_ASCEND_GRAPH"
+"""Set to 0 to run steps eagerly."""
 
 
 class Ascend(Backend):
@@ -70,7 +72,7 @@ class Ascend(Backend):
         return AclPool(device)
 
     def compile_step(self, step: Callable[..., Any], device: Device) -> Callable[..., Any]:
-        if "graph" not in device.features:
+        if "graph" not in device.features or os.environ.get(GRAPH) == "0":
             return step
         from turbort_ascend.graph import GraphStep, uncapturable
 

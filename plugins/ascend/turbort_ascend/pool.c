@@ -128,16 +128,16 @@ static int over_cap(const device_t *d, size_t size) {
 
 // A kept segment of exactly this size: torch-npu tells the size it asked for when it frees, so sizes must agree.
 static void *take_spare(device_t *d, size_t size) {
-    spare_t **best = NULL;
-    for (spare_t **at = &d->spares; *at; at = &(*at)->next)
-        if ((*at)->size == size) { best = at; break; }
-    if (!best) return NULL;
-    spare_t *found = *best;
-    void *address = found->address;
-    *best = found->next;
-    d->stats.reserve -= found->size;
-    free(found);
-    return address;
+    for (spare_t **at = &d->spares; *at; at = &(*at)->next) {
+        spare_t *found = *at;
+        if (found->size != size) continue;
+        void *address = found->address;
+        *at = found->next;
+        d->stats.reserve -= size;
+        free(found);
+        return address;
+    }
+    return NULL;
 }
 
 EXPORT void *tb_malloc(ssize_t asked, int device, aclrtStream stream) {

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +88,15 @@ def test_the_session_came_from_the_pool_and_gave_everything_back(little: Path, r
 def test_a_seed_means_the_same_bytes(little: Path, registry: Any, pair: Any) -> None:
     (again,), _ = run(little, registry, None)
     assert again.tobytes() == pair[1].tobytes()
+
+
+def test_the_command_line_makes_the_video_and_says_emulated(little: Path, torch: Any, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TURBORT_ASCEND_EMULATED": "Ascend910B3"}
+    if not any(entry.name == "ascend" for entry in entry_points(group="turbort")):
+        environment["TURBORT_PLUGINS"] = "turbort_ascend"
+    command = [sys.executable, "-m", "turbort", "run", "--profile", "ascend910", "--model", str(little), "--seed", "3"]
+    command += ["--prompt", JOB.prompt, "-o", str(tmp_path / "npu.mp4")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert (tmp_path / "npu.mp4").stat().st_size > 1000
+    assert "(emulated)" in (tmp_path / "npu.report.json").read_text(encoding="utf-8")

@@ -183,3 +183,21 @@ def test_a_compiler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(build.shutil, "which", lambda name: None)
     with pytest.raises(UnavailableError, match="no C compiler"):
         build.compiler()
+
+
+def test_a_graph_captured_inside_keeps_its_memory_to_itself(torch: Any, device: Any) -> None:
+    """Replays write to the addresses of the capture: nothing allocated later may lie there, pool or not."""
+    from turbort_ascend.pool import AclPool
+
+    with AclPool(device):
+        graph = torch.npu.NPUGraph()
+        with torch.npu.graph(graph):
+            between = empty(torch, 30)
+            address = between.data_ptr()
+            del between
+            result = empty(torch, 40)
+        later = [empty(torch, 30) for _ in range(3)]
+        assert all(block.data_ptr() != address for block in later)
+        assert all(block.data_ptr() != result.data_ptr() for block in later)
+    del later, result, graph
+    settle(torch)

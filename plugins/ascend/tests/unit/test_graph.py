@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from torch import nn
 from turbort_ascend.backend import Ascend
 from turbort_ascend.device import OPS, make_device
@@ -39,3 +40,10 @@ def test_other_steps_become_graphs_where_the_device_has_them() -> None:
     assert isinstance(Ascend().compile_step(bound("ascend/fused-infer"), device), GraphStep)
     step = bound("ascend/fused-infer")
     assert Ascend().compile_step(step, make_device("Ascend310P3", features=frozenset({"npugraph"}))) is step
+
+
+def test_graphs_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = make_device("Ascend910B3", features=frozenset(OPS) | {"npugraph"})
+    step = bound("ascend/fused-infer")
+    monkeypatch.setenv("TURBORT_ASCEND_GRAPH", "0")
+    assert Ascend().compile_step(step, device) is step
