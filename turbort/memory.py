@@ -26,6 +26,8 @@ MARGIN = 1.05
 """Predictions are multiplied by this before they are compared with a budget."""
 DECODE_PIXELS = 2**22
 """Video pixels decoded at once where memory allows; larger chunks reread fewer cached frames."""
+STATES = {"unipc": 7}
+"""Tensors of the latents' size that a sampler holds at once, in float32; 4 (state, noise, velocity, estimate) for the others."""
 INFLIGHT_BLOCKS = 2
 """Blocks on the device at once when they are streamed from the host: the one that runs and the one that comes."""
 
@@ -120,12 +122,17 @@ def tiered(profile: Profile, memory: int | None) -> Profile:
 
     Above the boundary the profile's own word holds, so an unquantised choice stays one.
     """
-    boundary = profile.memory.tier_boundary
     linear = profile.precision.linear
-    if boundary is None or memory is None or memory >= boundary or PRECISIONS[linear.max].kind != "float":
+    if not tiered_below(profile, memory) or PRECISIONS[linear.max].kind != "float":
         return profile
     quantised = linear.model_copy(update={"max": "w8a8", "min": "w8a8"})
     return profile.model_copy(update={"precision": profile.precision.model_copy(update={"linear": quantised})})
+
+
+def tiered_below(profile: Profile, memory: int | None) -> bool:
+    """Whether quantised files are the rule: below `memory.tier_boundary`."""
+    boundary = profile.memory.tier_boundary
+    return boundary is not None and memory is not None and memory < boundary
 
 
 def forecast(plan: Plan, spec: ModelSpec, profile: Profile, residency: Residency | None = None) -> Forecast:
@@ -140,16 +147,18 @@ def forecast(plan: Plan, spec: ModelSpec, profile: Profile, residency: Residency
     text = text_bytes(spec, profile, chosen.text_scheme)
     beside = 0 if chosen.text == "first" else resident + weights.vae
     latents = _latents(plan, spec)
+    frames = spec.latent_shape(1, 1, plan.header["frames"])[1]
     stages = [
         Stage("load", resident + weights.vae, 0, weights.widest),
         Stage("text", beside + text.weights, 0, text.activations),
-        Stage("sample", resident + weights.vae, _keys_values(plan, spec, profile, chosen.batch), 0),
+        Stage("sample", resident + weights.vae, _keys_values(spec, profile, chosen.batch), 0),
         Stage("decode", resident + weights.vae, vae_caches(plan) + latents * chosen.batch, 0),
     ]
-    stages[2] = replace(stages[2], activations=round(dit_activations(plan, spec) * scale) + 4 * latents * chosen.batch)
-    stages[3] = replace(stages[3], activations=vae_activations(plan, chosen.chunk))
+    state = STATES.get(spec.sampler, 4) * latents * chosen.batch
+    stages[2] = replace(stages[2], activations=round(dit_activations(plan) * scale) + state)
+    stages[3] = replace(stages[3], activations=vae_activations(plan, chosen.chunk, frames))
     if spec.task == "i2v" or spec.dit.token_time:
-        stages.insert(2, Stage("image", resident + weights.vae, vae_caches(plan), vae_activations(plan, 1)))
+        stages.insert(2, Stage("image", resident + weights.vae, vae_caches(plan), vae_activations(plan, 1, frames)))
     return Forecast(tuple(stages), chosen)
 
 
@@ -160,8 +169,9 @@ def _latents(plan: Plan, spec: ModelSpec) -> int:
     return 4 * channels * t * h * w
 
 
-def _keys_values(plan: Plan, spec: ModelSpec, profile: Profile, batch: int) -> int:
-    """Keys and values of the text (and the image) for every block."""
+def _keys_values(spec: ModelSpec, profile: Profile, batch: int) -> int:
+    """Keys and values of the text (and the image) for every block, for both passes of guidance."""
+    batch = max(batch, 2) if spec.preset.guidance != 1.0 else batch
     width = 4 if profile.precision.compute == "fp32" else 2
     tokens = spec.dit.text_len + (spec.image_tokens if spec.dit.image_embed else 0)
     return 2 * batch * tokens * spec.dit.dim * spec.dit.layers * width
@@ -242,4 +252,5 @@ __all__ = [
     "ladder",
     "parse_shape",
     "tiered",
+    "tiered_below",
 ]
