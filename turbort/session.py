@@ -223,7 +223,9 @@ class Session:
                 on_event(Event("decode", done, total, number, self._used()))
 
             with self.watch.stage("decode"):
-                path, frames = decode(self._vae, latents[row : row + 1].to(dtype), job, self._chunk(job), told)
+                path, frames = decode(
+                    self._vae, latents[row : row + 1].to(dtype), job, self._chunk(job), told, tile=self.memory.residency.tile
+                )
             on_event(Event("write", 1, 1, number, self._used(), message=str(path or "")))
             seconds = {stage: value - before.get(stage, 0.0) for stage, value in self.watch.seconds.items()}
             yield Result(job, path, {stage: value for stage, value in seconds.items() if value > 0}, frames)
