@@ -138,9 +138,12 @@ def _size_of(path: Path) -> tuple[int, int]:
 
 
 def samples_per_step(profile: Profile, jobs: int, job: Job) -> int:
-    """Samples in one model call: jobs that run together times passes, within the profile's batch."""
+    """Samples in one model call: whole jobs with all their passes, within the profile's batch.
+
+    Where the batch is too small for the two passes of one job they run one after the other, one sample at a time.
+    """
     if jobs < 1:
         raise InputError("there is no job to run", fix="give a prompt or a file of prompts")
-    most = max(profile.batch.most, passes(job))
-    wanted = jobs * passes(job)
-    return most if profile.batch.mode == "fixed" else min(wanted, most)
+    each = passes(job)
+    together = profile.batch.most // each
+    return max(1, each * (together if profile.batch.mode == "fixed" else min(jobs, together)))

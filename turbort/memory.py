@@ -26,6 +26,10 @@ MARGIN = 1.05
 """Predictions are multiplied by this before they are compared with a budget."""
 DECODE_PIXELS = 2**22
 """Video pixels decoded at once where memory allows; larger chunks reread fewer cached frames."""
+STATES = {"unipc": 7}
+"""Tensors of the latents' size that a sampler holds at once, in float32; 4 (state, noise, velocity, estimate) for the others."""
+TILE = (256, 256)
+"""Height and width in pixels of VAE tiles, where the profile names none."""
 INFLIGHT_BLOCKS = 2
 """Blocks on the device at once when they are streamed from the host: the one that runs and the one that comes."""
 
@@ -41,6 +45,7 @@ class Residency:
         offload: whether the transformer's blocks stay on the host and pass through the device one after the other.
         chunk: latent frames decoded at once.
         batch: samples per call of the transformer.
+        tile: height and width in pixels of the parts that are decoded one by one, or None for whole frames.
     """
 
     text: str = "freed"
@@ -49,6 +54,7 @@ class Residency:
     offload: bool = False
     chunk: int = 1
     batch: int = 1
+    tile: tuple[int, int] | None = None
 
     def describe(self, spec: ModelSpec) -> str:
         """One line for people."""
@@ -56,6 +62,7 @@ class Residency:
         parts += [f"text encoder in {self.text_scheme}"] if self.text_scheme else []
         parts += [f"experts {'one at a time' if self.experts == 'swap' else 'both resident'}"] if spec.experts else []
         parts += ["blocks streamed from the host"] if self.offload else []
+        parts += [f"VAE tiles of {self.tile[1]}x{self.tile[0]} pixels"] if self.tile else []
         return ", ".join([*parts, f"VAE {self.chunk} latent frames at once", f"batch {self.batch}"])
 
 
@@ -120,17 +127,22 @@ def tiered(profile: Profile, memory: int | None) -> Profile:
 
     Above the boundary the profile's own word holds, so an unquantised choice stays one.
     """
-    boundary = profile.memory.tier_boundary
     linear = profile.precision.linear
-    if boundary is None or memory is None or memory >= boundary or PRECISIONS[linear.max].kind != "float":
+    if not tiered_below(profile, memory) or PRECISIONS[linear.max].kind != "float":
         return profile
     quantised = linear.model_copy(update={"max": "w8a8", "min": "w8a8"})
     return profile.model_copy(update={"precision": profile.precision.model_copy(update={"linear": quantised})})
 
 
+def tiered_below(profile: Profile, memory: int | None) -> bool:
+    """Whether quantised files are the rule: below `memory.tier_boundary`."""
+    boundary = profile.memory.tier_boundary
+    return boundary is not None and memory is not None and memory < boundary
+
+
 def forecast(plan: Plan, spec: ModelSpec, profile: Profile, residency: Residency | None = None) -> Forecast:
     """The bytes of every stage under `residency` (default: the fastest)."""
-    chosen = residency or fastest(plan, spec)
+    chosen = residency or fastest(plan, spec, profile.memory.vae_tile)
     weights = weight_bytes(plan, spec, profile)
     dit, blocks = weights.dit, weights.blocks
     copies = len(spec.experts) if spec.experts and chosen.experts == "all" else 1
@@ -140,16 +152,20 @@ def forecast(plan: Plan, spec: ModelSpec, profile: Profile, residency: Residency
     text = text_bytes(spec, profile, chosen.text_scheme)
     beside = 0 if chosen.text == "first" else resident + weights.vae
     latents = _latents(plan, spec)
+    width, height = plan.header["size"]
+    part = min(1.0, chosen.tile[0] * chosen.tile[1] / (width * height)) if chosen.tile else 1.0
+    frames = spec.latent_shape(1, 1, plan.header["frames"])[1]
     stages = [
         Stage("load", resident + weights.vae, 0, weights.widest),
         Stage("text", beside + text.weights, 0, text.activations),
-        Stage("sample", resident + weights.vae, _keys_values(plan, spec, profile, chosen.batch), 0),
-        Stage("decode", resident + weights.vae, vae_caches(plan) + latents * chosen.batch, 0),
+        Stage("sample", resident + weights.vae, _keys_values(spec, profile, chosen.batch), 0),
+        Stage("decode", resident + weights.vae, round(vae_caches(plan) * part) + latents * chosen.batch, 0),
     ]
-    stages[2] = replace(stages[2], activations=round(dit_activations(plan, spec) * scale) + 4 * latents * chosen.batch)
-    stages[3] = replace(stages[3], activations=vae_activations(plan, chosen.chunk))
+    state = STATES.get(spec.sampler, 4) * latents * chosen.batch
+    stages[2] = replace(stages[2], activations=round(dit_activations(plan) * scale) + state)
+    stages[3] = replace(stages[3], activations=round(vae_activations(plan, chosen.chunk, frames) * part))
     if spec.task == "i2v" or spec.dit.token_time:
-        stages.insert(2, Stage("image", resident + weights.vae, vae_caches(plan), vae_activations(plan, 1)))
+        stages.insert(2, Stage("image", resident + weights.vae, vae_caches(plan), vae_activations(plan, 1, frames)))
     return Forecast(tuple(stages), chosen)
 
 
@@ -160,29 +176,30 @@ def _latents(plan: Plan, spec: ModelSpec) -> int:
     return 4 * channels * t * h * w
 
 
-def _keys_values(plan: Plan, spec: ModelSpec, profile: Profile, batch: int) -> int:
-    """Keys and values of the text (and the image) for every block."""
+def _keys_values(spec: ModelSpec, profile: Profile, batch: int) -> int:
+    """Keys and values of the text (and the image) for every block, for both passes of guidance."""
+    batch = max(batch, 2) if spec.preset.guidance != 1.0 else batch
     width = 4 if profile.precision.compute == "fp32" else 2
     tokens = spec.dit.text_len + (spec.image_tokens if spec.dit.image_embed else 0)
     return 2 * batch * tokens * spec.dit.dim * spec.dit.layers * width
 
 
-def fastest(plan: Plan, spec: ModelSpec) -> Residency:
+def fastest(plan: Plan, spec: ModelSpec, tile: tuple[int, int] | None = None) -> Residency:
     """Everything resident but the text encoder, chunks as large as they are useful, the batch that was planned."""
     width, height = plan.header["size"]
     frames = spec.latent_shape(width, height, plan.header["frames"])[1]
     chunk = max(1, min(frames, DECODE_PIXELS // (spec.vae.stride[0] * width * height)))
-    return Residency(chunk=chunk, batch=int(plan.header["batch"]))
+    return Residency(chunk=chunk, batch=int(plan.header["batch"]), tile=tile)
 
 
 def ladder(plan: Plan, spec: ModelSpec, profile: Profile, *, least: int = 1) -> list[Residency]:
     """Residencies from the fastest to the smallest; each step adds one saving to those before it.
 
     Steps: text before the transformer, smaller VAE chunks, text in int8, one expert at a time, smaller batches down to
-    `least`, blocks streamed from the host. Those that the profile forbids (`memory.offload: none`) or that change nothing
-    are left out.
+    `least`, VAE tiles (which change pixels near their seams), blocks streamed from the host. Those that the profile
+    forbids (`memory.offload: none`) or that change nothing are left out.
     """
-    rows = [fastest(plan, spec)]
+    rows = [fastest(plan, spec, profile.memory.vae_tile)]
 
     def add(**changes: Any) -> None:
         step = replace(rows[-1], **changes)
@@ -201,6 +218,9 @@ def ladder(plan: Plan, spec: ModelSpec, profile: Profile, *, least: int = 1) -> 
         add(experts="swap")
     while rows[-1].batch // 2 >= least:
         add(batch=rows[-1].batch // 2)
+    width, height = plan.header["size"]
+    if may["vae"] and width * height > 2 * TILE[0] * TILE[1]:
+        add(tile=rows[-1].tile or TILE)
     if may["dit"]:
         add(offload=True)
     return rows
@@ -242,4 +262,5 @@ __all__ = [
     "ladder",
     "parse_shape",
     "tiered",
+    "tiered_below",
 ]

@@ -83,13 +83,14 @@ def weight_bytes(plan: Plan, spec: ModelSpec, profile: Profile) -> Weights:
             size = parameter.numel() * (4 if wide else compute)
         total += size
         blocks += size if name.startswith("blocks.") else 0
-        widest = max(widest, 4 * parameter.numel())
+        # Quantising holds a weight in float32 together with its magnitudes and its scaled copy.
+        widest = max(widest, 3 * 4 * parameter.numel())
     with torch.device("meta"):
         vae_total = sum(parameter.numel() for parameter in build_vae(spec.vae).parameters()) * vae
     return Weights(total, blocks, vae_total, widest)
 
 
-def dit_activations(plan: Plan, spec: ModelSpec) -> int:
+def dit_activations(plan: Plan) -> int:
     """The widest moment of a block: residual stream, norm's output, and q, k, v and output or both feed-forward halves.
 
     In a block of width D and feed-forward width F over L tokens these are 6 L D at attention and 2 L D + 2 L F at GELU.
@@ -100,7 +101,7 @@ def dit_activations(plan: Plan, spec: ModelSpec) -> int:
         if not choice.path.startswith("dit/blocks."):
             continue
         shapes = [parse_shape(text) for text in choice.shapes]
-        width = _activation_bytes(choice, plan)
+        width = float_bytes(str(plan.header.get("compute", "bf16")))
         if choice.role == "self.qkv":
             stream = max(stream, prod(shapes[0]) * width)
         if choice.role == "attn.self":
@@ -112,46 +113,68 @@ def dit_activations(plan: Plan, spec: ModelSpec) -> int:
     return 2 * stream + max(moments)
 
 
-def _activation_bytes(choice: Choice, plan: Plan) -> int:
-    return float_bytes(str(plan.header.get("compute", "bf16")))
-
-
 def _sla_maps(choice: Choice, shapes: list[tuple[int, ...]]) -> int:
     """Block scores and the chosen blocks of SLA, float32, per head."""
     if choice.op != "sla_attention":
         return 0
     batch, length, heads, _ = shapes[0]
-    return 8 * batch * heads * -(-length // 64) * -(-length // 128)
+    maps = 8 * batch * heads * -(-length // 64) * -(-length // 128)
+    # The reference keeps both feature maps and the linear branch's output in float32 beside the sparse one.
+    return maps + (3 * 4 * prod(shapes[0]) if _is_reference(choice) else 0)
 
 
-def _convolutions(plan: Plan) -> Iterable[tuple[tuple[int, ...], tuple[int, ...], int]]:
-    """Input and weight shapes of the decoder's convolutions, and bytes per value."""
+def _is_reference(choice: Choice) -> bool:
+    return choice.kernel.startswith("reference/")
+
+
+@dataclass(frozen=True)
+class _Conv:
+    """A convolution of the decoder: shapes of input and weight, bytes per value, and copies that its kernel makes."""
+
+    x: tuple[int, ...]
+    weight: tuple[int, ...]
+    width: int
+    copies: int
+
+    @property
+    def frame(self) -> int:
+        """Bytes of one frame of one channel."""
+        return self.x[3] * self.x[4] * self.width
+
+    @property
+    def causal(self) -> bool:
+        return len(self.weight) == 5 and self.weight[2] > 1
+
+
+def _convolutions(plan: Plan) -> Iterable[_Conv]:
     for choice in plan:
         if choice.path.startswith("vae/decoder") and choice.op in ("causal_conv3d", "vae_upsample"):
             shapes = [parse_shape(text) for text in choice.shapes]
-            yield shapes[0], shapes[1], float_bytes(choice.precision)
+            yield _Conv(shapes[0], shapes[1], float_bytes(choice.precision), int(_is_reference(choice)))
 
 
 def vae_caches(plan: Plan) -> int:
     """Two past frames per causal convolution of one clip."""
-    total = 0
-    for x, weight, width in _convolutions(plan):
-        if len(weight) == 5 and weight[2] > 1:
-            total += 2 * prod(x) // (x[0] * x[2]) * width
-    return total
+    return sum(2 * conv.x[1] * conv.frame for conv in _convolutions(plan) if conv.causal)
 
 
-def vae_activations(plan: Plan, chunk: int) -> int:
-    """The widest convolution of one clip: its input, the input with its past, the output and the shortcut beside it."""
+def vae_activations(plan: Plan, chunk: int, latent_frames: int) -> int:
+    """The widest convolution of one clip decoded `chunk` latent frames at a time.
+
+    Alive together: the block's shortcut, the convolution's input, the same with its past (and once more where the kernel
+    reorders it), the output, and the new past beside the old.
+    """
     widest = 0
-    for x, weight, width in _convolutions(plan):
-        frame = prod(x) // (x[0] * x[1] * x[2])
-        frames = x[2] * chunk
-        if len(weight) == 5:
-            values = frame * (x[1] * frames + x[1] * (frames + 2) + 2 * weight[0] * frames)
+    for conv in _convolutions(plan):
+        # A clip's first latent frame is one frame of video at every level, the others are as many as the plan recorded.
+        frames = conv.x[2] * chunk if chunk < latent_frames else 1 + conv.x[2] * (latent_frames - 1)
+        into, out = conv.x[1], conv.weight[0]
+        if len(conv.weight) == 5:
+            past = 2 if conv.causal else 0
+            values = into * (2 * frames + (1 + conv.copies) * (frames + past) + past) + out * frames
         else:
-            values = frame * frames * (x[1] + 4 * weight[0] + 4 * x[1])
-        widest = max(widest, values * width)
+            values = frames * (into + 4 * out + 4 * into * (1 + conv.copies))
+        widest = max(widest, values * conv.frame)
     return widest
 
 

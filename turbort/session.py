@@ -19,7 +19,7 @@ from turbort.denoise import Denoiser
 from turbort.embed import Embedder, PromptCache
 from turbort.experts import Experts, Setting
 from turbort.job import Event, Job, OnEvent, Result, batches, check_image, passes, samples_per_step, silent
-from turbort.memory import Forecast, budget_of, choose, forecast, tiered
+from turbort.memory import Forecast, budget_of, choose, forecast, tiered, tiered_below
 from turbort.models.files import locate
 from turbort.models.spec import ModelSpec
 from turbort.models.vae import build_vae
@@ -61,10 +61,13 @@ class Session:
         self.backend = registry.backend(target.backend)
         self.device = torch.device(target.device.torch_name)
         self.watch = Stopwatch(self.backend, target.device)
-        self.files = locate(spec, root)
+        # Quantised codes need not be made from wide weights first; those are better where memory is plenty.
+        below = tiered_below(profile, memory.budget if memory else None)
+        self.files = locate(spec, root, quantised=below)
         self.memory = memory or forecast(plan, spec, profile)
         self.results: list[Result] = []
         self._weights: dict[str, str] = {}
+        self._more = False
         self._exit = ExitStack()
         setting = Setting(spec, profile, plan, registry, self.backend, target.device, self.memory.residency)
         self._experts = Experts(setting, self.files, loras)
@@ -166,7 +169,9 @@ class Session:
             check_image(job, self.spec)
         texts = self._embed(resolved, on_event)
         made: list[Result] = []
-        for group in batches(resolved, self._most(resolved)):
+        groups = list(batches(resolved, self._most(resolved)))
+        for group in groups:
+            self._more = group is not groups[-1]
             made.extend(self._attempt(group, texts, on_event))
         self.results.extend(made)
         return made
@@ -209,6 +214,8 @@ class Session:
     def _make(self, group: Sequence[tuple[int, Job]], texts: dict[str, Tensor], on_event: OnEvent) -> Iterator[Result]:
         before = dict(self.watch.seconds)
         latents = self._sample(group, texts, on_event)
+        if self._more:
+            self._experts.prefetch(self._experts.roles[0])
         dtype = getattr(torch, DTYPES[self.profile.precision.vae])
         for row, (number, job) in enumerate(group):
 
@@ -216,7 +223,9 @@ class Session:
                 on_event(Event("decode", done, total, number, self._used()))
 
             with self.watch.stage("decode"):
-                path, frames = decode(self._vae, latents[row : row + 1].to(dtype), job, self._chunk(job), told)
+                path, frames = decode(
+                    self._vae, latents[row : row + 1].to(dtype), job, self._chunk(job), told, tile=self.memory.residency.tile
+                )
             on_event(Event("write", 1, 1, number, self._used(), message=str(path or "")))
             seconds = {stage: value - before.get(stage, 0.0) for stage, value in self.watch.seconds.items()}
             yield Result(job, path, {stage: value for stage, value in seconds.items() if value > 0}, frames)

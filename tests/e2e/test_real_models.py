@@ -221,6 +221,16 @@ def test_streamed_blocks_give_the_same_video(make: Make, monkeypatch: pytest.Mon
     assert session.final["memory"]["residency"]["offload"] is True  # type: ignore[attr-defined]
 
 
+def test_tiles_are_used_and_stay_close(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make("ti2v")
+    (usual,), _ = frames(spec, [JOB])
+    with_residency(monkeypatch, tile=(48, 48))
+    (tiled,), _ = frames(spec, [JOB])
+    assert tiled.shape == usual.shape
+    assert tiled.tobytes() != usual.tobytes()
+    assert np.abs(tiled.astype(int) - usual.astype(int)).mean() < 40  # random weights see far; trained ones do not
+
+
 def test_embeddings_are_remembered_on_disk(make: Make, tmp_path: Path) -> None:
     spec, cache = make("ti2v"), PromptCache(tmp_path / "prompts")
     (first,), session = frames(spec, [JOB], cache=cache)
