@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from turbort.backend import Backend, Device, MemoryStats, Unavailable
 from turbort.errors import InputError
 from turbort.kernel import Kernel
-
 from turbort_tpu import fit, probe
 from turbort_tpu.generations import GENERATIONS, GIB, Generation
 from turbort_tpu.table import tpu_kernels

@@ -60,7 +60,9 @@ def eight_bit(generation: Generation) -> str:
     return "fp8" if "fp8" in generation.features else "w8a8"
 
 
-def what_fits(spec: ModelSpec, length: int, batch: int, linear: str, here: Generation, models: Mapping[str, ModelSpec]) -> Iterator[str]:
+def what_fits(
+    spec: ModelSpec, length: int, batch: int, linear: str, here: Generation, models: Mapping[str, ModelSpec]
+) -> Iterator[str]:
     """Lines that each name one change after which the model fits."""
     small = eight_bit(here) if "int8" in here.features or "fp8" in here.features else linear
     if BYTES.get(small, 2) < BYTES.get(linear, 2) and (figure := need(spec.dit, length, batch, small)).total <= here.hbm:
@@ -77,6 +79,8 @@ def what_fits(spec: ModelSpec, length: int, batch: int, linear: str, here: Gener
     for other in models.values():
         if other.name in (spec.name, "tiny") or other.task != spec.task:
             continue
-        figure = need(other.dit, tokens(other, (other.defaults.width, other.defaults.height), other.defaults.frames), batch, small)
+        figure = need(
+            other.dit, tokens(other, (other.defaults.width, other.defaults.height), other.defaults.frames), batch, small
+        )
         if figure.total <= here.hbm:
             yield f"{other.name} at its default size on {here.name}: {figure}"

@@ -1,6 +1,10 @@
 """Generations, probe, kernel table and memory figures of the TPU plugin: nothing here needs jax."""
 
 import pytest
+from turbort_tpu import fit, probe
+from turbort_tpu.backend import Tpu
+from turbort_tpu.generations import GENERATIONS, GIB, by_kind
+from turbort_tpu.table import tpu_kernels
 
 from turbort.backend import Device, Unavailable
 from turbort.errors import InputError, UnavailableError
@@ -9,10 +13,6 @@ from turbort.models.spec import MODELS
 from turbort.planner import find_target, make_plan
 from turbort.profile import load_profile
 from turbort.registry import Registry
-from turbort_tpu import fit, probe
-from turbort_tpu.backend import Tpu
-from turbort_tpu.generations import GENERATIONS, GIB, by_kind
-from turbort_tpu.table import tpu_kernels
 
 PROFILES = ("tpu-v4", "tpu-v5e", "tpu-v5p", "tpu-v6e")
 
@@ -42,7 +42,8 @@ def weight_call(x="bfloat16"):
 
 
 @pytest.mark.parametrize(
-    ("name", "int8", "fp8"), [("v4", False, False), ("v5e", True, False), ("v5p", True, False), ("v6e", True, False), ("tpu7x", False, True)]
+    ("name", "int8", "fp8"),
+    [("v4", False, False), ("v5e", True, False), ("v5p", True, False), ("v6e", True, False), ("tpu7x", False, True)],
 )
 def test_formats_that_a_generation_gains_from(name, int8, fp8):
     assert ("int8" in GENERATIONS[name].features, "fp8" in GENERATIONS[name].features) == (int8, fp8)

@@ -20,10 +20,10 @@ def compile_model(model: str, profile: str, out: Path, layers: int | None = None
     topology.require()
     topology.prepare()
     from jax.experimental import serialize_executable
+
     from turbort.models.spec import get_model
     from turbort.profile import load_profile
     from turbort.registry import Registry
-
     from turbort_tpu.aot.inspect import dots, vmem
     from turbort_tpu.aot.trunk import lowered, traced
 

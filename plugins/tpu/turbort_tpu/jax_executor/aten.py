@@ -12,7 +12,6 @@ import torch
 from jax import Array
 
 from turbort.errors import TurbortError
-
 from turbort_tpu.jax_executor.convert import JAX_DTYPES
 from turbort_tpu.kernels.attention import attention
 

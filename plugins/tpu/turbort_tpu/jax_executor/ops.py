@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from turbort.errors import InputError
-
 from turbort_tpu.jax_executor.pack import FloatWeight, ScaledWeight
 from turbort_tpu.jax_executor.site import Codes, jax_op
 from turbort_tpu.kernels import attention as dense
