@@ -3,8 +3,8 @@
 need = weights + 2 residual streams + the widest feed-forward activation, in bytes, for one device:
     weights = layers * (8 D^2 + 2 D F + [2 D^2 with an image branch]) * bytes + embeddings, head and time in 16 bits
     stream = batch * L * D * 2;  widest = batch * L * F * (2 + 1 if the linears quantise to 8 bits)
-Text encoder and VAE run outside this program. Against the peak that libtpu 0.0.42 reports for whole compiled trunks
-(1.3B and 14B, 480p and 720p, bf16 and int8, seven programs) the figure is 6 % low to 6 % high.
+Text encoder and VAE run outside this program. Against the peak that libtpu 0.0.42 reports for six compiled trunks (1.3B and
+14B, 480p and 720p, bf16 and int8, without embeddings and head) the figure is between 0.4 % low and 8 % high.
 """
 
 from __future__ import annotations

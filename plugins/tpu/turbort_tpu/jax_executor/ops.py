@@ -72,7 +72,7 @@ def _scaled(
     gate: Array | None,
     scheme: str,
 ) -> Array:
-    own = x if isinstance(x, Codes) else Codes(*_by_rows(rows.quantise, x, emit=scheme), str(x.dtype))
+    own = x if isinstance(x, Codes) else _emitted(_by_rows(rows.quantise, x, emit=scheme), x)
     codes, lead = _three(own.values)
     width = weight.values.shape[0]
     y = matmul.scaled_matmul(
@@ -227,7 +227,7 @@ def _three(x: Array) -> tuple[Array, tuple[int, ...]]:
 
 
 def _emitted(made: Any, x: Array) -> Any:
-    return Codes(*made, str(x.dtype)) if isinstance(made, tuple) else made
+    return Codes(made[0], made[1], str(x.dtype)) if isinstance(made, tuple) else made
 
 
 def _gelu(activation: str | None) -> bool:
