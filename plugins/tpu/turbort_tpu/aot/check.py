@@ -11,10 +11,12 @@ from typing import Any
 from turbort.errors import unknown
 from turbort_tpu.aot import topology
 from turbort_tpu.aot.cases import Case, cases, controls
+from turbort_tpu.aot.spread import compile_spread
 from turbort_tpu.generations import GENERATIONS, Generation
 
 BLOCK_MODEL = "wan2.1-t2v-1.3b"
 BLOCK_TARGETS = ("v5e", "v6e")
+SPREAD_TARGETS = ("v5e", "v6e")
 BLOCK_DOTS = 8 + 4
 """Eight linears, and the four unrolled products of the sparse branch."""
 
@@ -41,6 +43,8 @@ def _target_rows(generation: Generation) -> Iterator[Mapping[str, Any]]:
             yield _row(case.name, generation, partial(compile_case, case, place), case.dots, case.refusal)
     if generation.name in BLOCK_TARGETS:
         yield _row(f"one block of {BLOCK_MODEL}", generation, partial(block, generation.name), BLOCK_DOTS)
+    if generation.name in SPREAD_TARGETS:
+        yield _row("attention int8 on 4 chips", generation, partial(compile_spread, generation.name), 1)
 
 
 def block(target: str) -> Mapping[str, Any]:
