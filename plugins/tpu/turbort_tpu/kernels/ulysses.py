@@ -14,7 +14,6 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from turbort.errors import InputError
-
 from turbort_tpu.kernels.attention import attention
 
 AXIS = "chips"
