@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 from turbort.kernel import Kernel
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from turbort.models.config import ModelSpec
     from turbort.plan import Plan
+    from turbort.profile import Profile
+    from turbort.registry import Registry
 
 BACKEND_API = 1
 
@@ -130,3 +134,9 @@ class Backend(ABC):
     def check_offline(self, targets: Sequence[str]) -> Iterator[Mapping[str, Any]]:
         """Compile every kernel for these architectures; rows with `target`, `case`, `ok`, `detail` and figures."""
         return iter(())
+
+    def compile_ahead(
+        self, spec: ModelSpec, profile: Profile, registry: Registry, out: Path, size: tuple[int, int], frames: int
+    ) -> Mapping[str, Any] | None:
+        """Write compiled programs of a model into folder `out` and return what is known of them; None: cannot."""
+        return None

@@ -31,4 +31,4 @@ tpu-aot: tpu-env
 # The whole INT8 trunk of the 14B model for one v6e; minutes.
 tpu-trunk: tpu-env
 	@if [ -e $(TPU_VENV)/skipped ]; then sed 's/^/tpu-trunk skipped: /' $(TPU_VENV)/skipped; else \
-	  mkdir -p $(TPU_OUT) && $(TPU_BIN)/python -m turbort_tpu.aot.compile --model wan2.1-t2v-14b --profile tpu-v6e -o $(TPU_OUT)/tpu-trunk; fi
+	  mkdir -p $(TPU_OUT) && $(TPU_BIN)/turbort compile --model wan2.1-t2v-14b --profile tpu-v6e -o $(TPU_OUT)/tpu-trunk; fi

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from turbort.cli.check import check
+from turbort.cli.compile import compile
 from turbort.cli.devices import devices
 from turbort.cli.doctor import doctor
 from turbort.cli.download import download
@@ -36,6 +37,7 @@ app.command()(quantize)
 app.command()(devices)
 app.command()(doctor)
 app.command()(check)
+app.command()(compile)
 app.command()(version)
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from turbort.backend import Backend
 from turbort.checks import Check
 from turbort.hookspecs import hookimpl
-
 from turbort_tpu.backend import Tpu
 from turbort_tpu.doctor import checks
 

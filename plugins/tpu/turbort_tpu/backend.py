@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 from turbort.backend import Backend, Device, MemoryStats, Unavailable
 from turbort.errors import InputError
 from turbort.kernel import Kernel
-
 from turbort_tpu import fit, probe
 from turbort_tpu.generations import GENERATIONS, GIB, Generation
 from turbort_tpu.table import tpu_kernels
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from turbort.models.config import ModelSpec
     from turbort.plan import Plan
+    from turbort.profile import Profile
+    from turbort.registry import Registry
 
 _FORMAT_OF = {"w8a8": "int8", "int8": "int8", "int8-fp8": "int8", "fp8": "fp8"}
 
@@ -97,6 +100,13 @@ class Tpu(Backend):
         from turbort_tpu.aot.check import check_targets
 
         return check_targets(targets)
+
+    def compile_ahead(
+        self, spec: ModelSpec, profile: Profile, registry: Registry, out: Path, size: tuple[int, int], frames: int
+    ) -> Mapping[str, Any]:
+        from turbort_tpu.aot.compile import compile_trunk
+
+        return compile_trunk(spec, profile, registry, out, size=size, frames=frames)
 
 
 def linear_precision(plan: Plan) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from importlib import metadata
 
 from turbort.checks import Check, Outcome
-
 from turbort_tpu.probe import INSTALL, JAX
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from turbort.backend import Device, Unavailable
 from turbort.errors import unknown
-
 from turbort_tpu.generations import GENERATIONS, Generation
 
 VENDOR = "0x1ae0"
@@ -41,7 +40,8 @@ def find(bus: Path = Path("/sys/bus/pci/devices")) -> list[Device] | Unavailable
     if not chips:
         return Unavailable(
             "no TPU on the PCI bus (vendor 0x1ae0)",
-            f"run on a TPU VM; or set {EMULATE}=v5e to run the same kernels on XLA:CPU; or `turbort check tpu --targets v5e` to compile for a TPU that is not here",
+            f"run on a TPU VM; or set {EMULATE}=v5e to run the same kernels on XLA:CPU; "
+            "or `turbort check tpu --targets v5e` to compile for a TPU that is not here",
         )
     missing = [name for name in ("jax", "libtpu") if find_spec(name) is None]
     if missing:
@@ -53,7 +53,13 @@ def find(bus: Path = Path("/sys/bus/pci/devices")) -> list[Device] | Unavailable
 def _emulated(generation: Generation) -> list[Device] | Unavailable:
     if find_spec("jax") is None:
         return Unavailable(f"{EMULATE}={generation.name} needs jax, which cannot be imported", INSTALL_HOST)
-    return [describe(generation, f"XLA:CPU in place of {generation.title}", {"emulated": "kernels run on XLA:CPU, Pallas in interpret mode"})]
+    return [
+        describe(
+            generation,
+            f"XLA:CPU in place of {generation.title}",
+            {"emulated": "kernels run on XLA:CPU, Pallas in interpret mode"},
+        )
+    ]
 
 
 def _scan(bus: Path) -> Counter[str]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from turbort.backend import Device
 from turbort.kernel import Call, Kernel, TensorSpec
-
 from turbort_tpu.generations import GENERATIONS
 
 LANES = 128
@@ -37,13 +36,9 @@ def tpu_kernels() -> Iterable[Kernel]:
     yield _eight_bit("linear", "pallas-w8a8", "linear_int8", ("w8a8",), "int8")
     yield _eight_bit("linear", "pallas-fp8", "linear_fp8", ("fp8",), "fp8")
     yield Kernel("attention", "pallas-flash", f"{_OPS}:attention_float", ("bf16",), rejects=_halves)
-    yield TpuKernel(
-        "attention", "pallas-int8", f"{_OPS}:attention_int8", ("int8",), _halves, frozenset({"int8"}), format="int8"
-    )
+    yield TpuKernel("attention", "pallas-int8", f"{_OPS}:attention_int8", ("int8",), _halves, frozenset({"int8"}), format="int8")
     yield Kernel("sla_attention", "pallas-sla", f"{_OPS}:sla_float", ("bf16",), rejects=_sla)
-    yield TpuKernel(
-        "sla_attention", "pallas-sla-int8", f"{_OPS}:sla_int8", ("int8",), _sla, frozenset({"int8"}), format="int8"
-    )
+    yield TpuKernel("sla_attention", "pallas-sla-int8", f"{_OPS}:sla_int8", ("int8",), _sla, frozenset({"int8"}), format="int8")
     for op in ("norm_modulate", "layer_norm", "rms_norm", "gated_residual_norm_modulate", "gelu_quant", "quantize"):
         yield Kernel(op, "pallas-rows", f"{_OPS}:{op}", ("fp32", "bf16"), rejects=_emit, emits=_ROW_EMITS)
     yield Kernel("qk_norm_rope", "pallas-rope", f"{_OPS}:qk_norm_rope", ("fp32", "bf16"), rejects=_rope)

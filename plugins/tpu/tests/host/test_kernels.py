@@ -4,10 +4,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
-
-from turbort.ops import OPS
-from turbort.ops.block_map import block_map as reference_map
-from turbort.quant.schemes import quantize
 from turbort_tpu.aot.inspect import Dots, dots
 from turbort_tpu.jax_executor.convert import to_jax, to_torch
 from turbort_tpu.kernels import attention as dense
@@ -17,6 +13,10 @@ from turbort_tpu.kernels.common import pallas
 from turbort_tpu.kernels.matmul import scaled_matmul
 from turbort_tpu.kernels.rope import norm_rope
 from turbort_tpu.kernels.rows import layer_norm_modulate
+
+from turbort.ops import OPS
+from turbort.ops.block_map import block_map as reference_map
+from turbort.quant.schemes import quantize
 
 MODES = ("interpret", "simulate")
 
@@ -96,7 +96,9 @@ def test_wrapped_int8_sums_are_seen():
     x = quantize(draw(1, 40, 256, dtype=torch.float32), "int8-token")
     codes = jax.ShapeDtypeStruct((1, 40, 256), jnp.int8)
     weight = jax.ShapeDtypeStruct((128, 256), jnp.int8)
-    right = jax.make_jaxpr(lambda a, b: scaled_matmul(a, jnp.ones((1, 40, 1)), b, jnp.ones((1, 128)), out_dtype=jnp.float32))(codes, weight)
+    right = jax.make_jaxpr(lambda a, b: scaled_matmul(a, jnp.ones((1, 40, 1)), b, jnp.ones((1, 128)), out_dtype=jnp.float32))(
+        codes, weight
+    )
     wrong = jax.make_jaxpr(lambda a, b: jnp.matmul(a, b.T))(codes, weight)
     assert (dots(right), dots(wrong)) == (Dots(1, 0), Dots(0, 1))
     full = x.values[0].int() @ x.values[0].int().t()

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from turbort_tpu.jax_executor.step import CompiledStep, trace
 
 from turbort.bind import Binder
 from turbort.models.config import Sla
@@ -13,7 +14,6 @@ from turbort.models.wan_dit import WanDit
 from turbort.planner import Target, make_plan
 from turbort.profile import load_profile
 from turbort.registry import Registry
-from turbort_tpu.jax_executor.step import CompiledStep, trace
 
 SIZE, FRAMES = (64, 48), 9
 

@@ -11,7 +11,9 @@ from turbort.models.spec import MODELS
 from turbort.registry import Registry
 from turbort.session import Session
 
-pytestmark = pytest.mark.skipif(not (MODELS["tiny"].root / "dit.safetensors").is_file(), reason="the embedded weights are not there")
+pytestmark = pytest.mark.skipif(
+    not (MODELS["tiny"].root / "dit.safetensors").is_file(), reason="the embedded weights are not there"
+)
 
 
 def frames(spec, profile, on, registry):

@@ -1,6 +1,11 @@
 """Generations, probe, kernel table and memory figures of the TPU plugin: nothing here needs jax."""
 
 import pytest
+import turbort_tpu
+from turbort_tpu import fit, probe
+from turbort_tpu.backend import Tpu
+from turbort_tpu.generations import GENERATIONS, GIB, by_kind
+from turbort_tpu.table import tpu_kernels
 
 from turbort.backend import Device, Unavailable
 from turbort.errors import InputError, UnavailableError
@@ -9,10 +14,6 @@ from turbort.models.spec import MODELS
 from turbort.planner import find_target, make_plan
 from turbort.profile import load_profile
 from turbort.registry import Registry
-from turbort_tpu import fit, probe
-from turbort_tpu.backend import Tpu
-from turbort_tpu.generations import GENERATIONS, GIB, by_kind
-from turbort_tpu.table import tpu_kernels
 
 PROFILES = ("tpu-v4", "tpu-v5e", "tpu-v5p", "tpu-v6e")
 
@@ -24,7 +25,8 @@ def no_emulation(monkeypatch):
 
 @pytest.fixture(scope="module")
 def registry():
-    return Registry()
+    known = Registry()
+    return known if "tpu" in known.backends else Registry(extra=[turbort_tpu])  # not installed, only on the path
 
 
 def planned(model, profile, registry, **options):
@@ -42,7 +44,8 @@ def weight_call(x="bfloat16"):
 
 
 @pytest.mark.parametrize(
-    ("name", "int8", "fp8"), [("v4", False, False), ("v5e", True, False), ("v5p", True, False), ("v6e", True, False), ("tpu7x", False, True)]
+    ("name", "int8", "fp8"),
+    [("v4", False, False), ("v5e", True, False), ("v5p", True, False), ("v6e", True, False), ("tpu7x", False, True)],
 )
 def test_formats_that_a_generation_gains_from(name, int8, fp8):
     assert ("int8" in GENERATIONS[name].features, "fp8" in GENERATIONS[name].features) == (int8, fp8)
@@ -172,13 +175,14 @@ COMPILED = [
     ("wan2.1-t2v-14b", 32_768, "w8a8", 16.6),
     ("wan2.1-t2v-14b", 32_768, "bf16", 30.0),
     ("wan2.1-t2v-14b", 75_776, "w8a8", 21.1),
+    ("wan2.1-t2v-14b", 32_760, "w8a8", 17.51),
 ]
 
 
 @pytest.mark.parametrize(("model", "length", "precision", "peak"), COMPILED)
 def test_the_figure_is_near_what_the_compiler_reports(model, length, precision, peak):
     figure = fit.need(MODELS[model].dit, length, 2, precision).total / GIB
-    assert 0.95 < figure / peak < 1.13
+    assert 0.99 < figure / peak < 1.08
 
 
 def test_memory_is_unknown_when_emulated(monkeypatch):

@@ -78,10 +78,24 @@ def cases() -> Iterator[Case]:
 def controls() -> Iterator[Case]:
     """Programs that must be refused; each names the guard that would otherwise be silent."""
     small = ((1, 1024, 1, 128), "bfloat16")
-    yield Case("int8 attention where Mosaic has none", _attention(True), (small,) * 3, refusal=("i8", "int8", "Unsupported"), targets=frozenset({"v4"}))
+    yield Case(
+        "int8 attention where Mosaic has none",
+        _attention(True),
+        (small,) * 3,
+        refusal=("i8", "int8", "Unsupported"),
+        targets=frozenset({"v4"}),
+    )
     real = ((1, LENGTH, HEADS, 128), "bfloat16")
-    yield Case("block too large for VMEM", _attention(False, block=4096), (real,) * 3, refusal=("vmem", "VMEM"))
-    yield Case("unfused attention", _unfused, (((BATCH, HEADS, 32_768, 128), "bfloat16"),) * 3, refusal=("Ran out of memory", "memory"))
+    yield Case(
+        "block too large for VMEM",
+        _attention(False, block=3072),
+        (real,) * 3,
+        refusal=("vmem", "VMEM"),
+        targets=frozenset({"v5e", "v5p"}),
+    )
+    yield Case(
+        "unfused attention", _unfused, (((BATCH, HEADS, 32_768, 128), "bfloat16"),) * 3, refusal=("Ran out of memory", "memory")
+    )
 
 
 def _matmul(gelu: bool = False) -> Callable[[], Callable[..., Any]]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from turbort.errors import unknown
-
 from turbort_tpu.aot import topology
 from turbort_tpu.aot.cases import Case, cases, controls
+from turbort_tpu.aot.spread import compile_spread
 from turbort_tpu.generations import GENERATIONS, Generation
 
 BLOCK_MODEL = "wan2.1-t2v-1.3b"
 BLOCK_TARGETS = ("v5e", "v6e")
+SPREAD_TARGETS = ("v5e", "v6e")
 BLOCK_DOTS = 8 + 4
 """Eight linears, and the four unrolled products of the sparse branch."""
 
@@ -31,13 +33,18 @@ def check_targets(targets: Sequence[str]) -> Iterator[Mapping[str, Any]]:
     topology.prepare()
     yield _wrapping()
     for target in targets:
-        generation = GENERATIONS[target]
-        place = topology.On(target)
-        for case in (*cases(), *controls()):
-            if case.applies(generation):
-                yield _row(case.name, generation, lambda case=case: compile_case(case, place), case.dots, case.refusal)  # type: ignore[misc]
-        if target in BLOCK_TARGETS:
-            yield _row(f"one block of {BLOCK_MODEL}", generation, lambda: block(target), BLOCK_DOTS)  # noqa: B023 - called at once
+        yield from _target_rows(GENERATIONS[target])
+
+
+def _target_rows(generation: Generation) -> Iterator[Mapping[str, Any]]:
+    place = topology.On(generation.name)
+    for case in (*cases(), *controls()):
+        if case.applies(generation):
+            yield _row(case.name, generation, partial(compile_case, case, place), case.dots, case.refusal)
+    if generation.name in BLOCK_TARGETS:
+        yield _row(f"one block of {BLOCK_MODEL}", generation, partial(block, generation.name), BLOCK_DOTS)
+    if generation.name in SPREAD_TARGETS:
+        yield _row("attention int8 on 4 chips", generation, partial(compile_spread, generation.name), 1)
 
 
 def block(target: str) -> Mapping[str, Any]:
@@ -100,7 +107,16 @@ def _wrapping() -> Mapping[str, Any]:
     codes = jax.ShapeDtypeStruct((8, 8), jnp.int8)
     found = dots(jax.make_jaxpr(lambda a, b: a @ b)(codes, codes))
     good = (found.kept, found.wrapped) == (0, 1)
-    return {"target": "any", "case": "wrapped int8 sums are seen", "ok": good, "detail": str(found), "seconds": 0.0, "peak_hbm": None, "peak_vmem": None, "dots": None}
+    return {
+        "target": "any",
+        "case": "wrapped int8 sums are seen",
+        "ok": good,
+        "detail": str(found),
+        "seconds": 0.0,
+        "peak_hbm": None,
+        "peak_vmem": None,
+        "dots": None,
+    }
 
 
 def _short(text: str, most: int = 160) -> str:

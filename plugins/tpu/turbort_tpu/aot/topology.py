@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from typing import Any
 
 from turbort.errors import UnavailableError
-
 from turbort_tpu.generations import GENERATIONS
 from turbort_tpu.probe import INSTALL
 

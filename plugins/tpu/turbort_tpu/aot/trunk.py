@@ -19,7 +19,6 @@ from turbort.models.spec import ModelSpec
 from turbort.planner import DTYPES, find_target, make_plan
 from turbort.profile import Profile
 from turbort.registry import Registry
-
 from turbort_tpu import fit
 from turbort_tpu.aot.inspect import dots, vmem
 from turbort_tpu.aot.topology import On

@@ -12,7 +12,6 @@ import torch
 from jax import Array
 
 from turbort.errors import TurbortError
-
 from turbort_tpu.jax_executor.convert import JAX_DTYPES
 from turbort_tpu.kernels.attention import attention
 
@@ -63,7 +62,8 @@ def _full_like(x: Array, value: Any, dtype: torch.dtype | None = None, **_: Any)
 
 
 def _arange(*args: Any, dtype: torch.dtype | None = None, **_: Any) -> Array:
-    return jnp.arange(*args, dtype=_dtype(dtype))
+    start, end, step = {1: (0, *args, 1), 2: (*args, 1), 3: args}[len(args)]
+    return jnp.arange(start, end, step, dtype=_dtype(dtype))
 
 
 def _expand(x: Array, size: Sequence[int], **_: Any) -> Array:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from turbort.errors import InputError
-
 from turbort_tpu.jax_executor.pack import FloatWeight, ScaledWeight
 from turbort_tpu.jax_executor.site import Codes, jax_op
 from turbort_tpu.kernels import attention as dense
@@ -73,7 +72,7 @@ def _scaled(
     gate: Array | None,
     scheme: str,
 ) -> Array:
-    own = x if isinstance(x, Codes) else Codes(*_by_rows(rows.quantise, x, emit=scheme), str(x.dtype))
+    own = x if isinstance(x, Codes) else _emitted(_by_rows(rows.quantise, x, emit=scheme), x)
     codes, lead = _three(own.values)
     width = weight.values.shape[0]
     y = matmul.scaled_matmul(
@@ -228,7 +227,7 @@ def _three(x: Array) -> tuple[Array, tuple[int, ...]]:
 
 
 def _emitted(made: Any, x: Array) -> Any:
-    return Codes(*made, str(x.dtype)) if isinstance(made, tuple) else made
+    return Codes(made[0], made[1], str(x.dtype)) if isinstance(made, tuple) else made
 
 
 def _gelu(activation: str | None) -> bool:

@@ -11,7 +11,6 @@ import torch
 
 from turbort.errors import InputError
 from turbort.quant.qtensor import QTensor
-
 from turbort_tpu.jax_executor.convert import to_jax
 from turbort_tpu.kernels.common import LANES, pad_to, up
 

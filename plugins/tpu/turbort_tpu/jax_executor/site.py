@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from turbort.quant.qtensor import QTensor
-
 from turbort_tpu.jax_executor import runtime
 from turbort_tpu.jax_executor.convert import TORCH_DTYPES, spec_of, to_jax, to_torch
 from turbort_tpu.jax_executor.pack import FloatWeight, ScaledWeight

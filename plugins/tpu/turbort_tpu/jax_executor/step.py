@@ -16,7 +16,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from turbort.op import Slot, slots
-
 from turbort_tpu.jax_executor import runtime
 from turbort_tpu.jax_executor.aten import lookup
 from turbort_tpu.jax_executor.convert import spec_of, to_jax, to_torch
@@ -44,7 +43,9 @@ class Program:
         """Tensors that the model made on the host while it was traced, such as rotation tables."""
         return {node.target: getattr(self.graph, node.target) for node in self.graph.graph.nodes if node.op == "get_attr"}
 
-    def __call__(self, weights: list[list[Any]], constants: dict[str, Any], parameters: list[Any], inputs: list[Any]) -> list[Any]:
+    def __call__(
+        self, weights: list[list[Any]], constants: dict[str, Any], parameters: list[Any], inputs: list[Any]
+    ) -> list[Any]:
         """Interpret the graph on JAX arrays (or tracers)."""
         values: dict[fx.Node, Any] = {}
         given = iter([*parameters, *inputs])
@@ -66,7 +67,9 @@ class Program:
         raise AssertionError("a graph ends in its output")
 
 
-def trace(step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, dict[str, Tensor], list[Tensor]]:
+def trace(
+    step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Program, dict[str, Tensor], list[Tensor]]:
     """The step at these shapes, the model's own tensors by name, and the tensors among the arguments.
 
     Nothing is computed: torch follows fake tensors through the model, and slots leave their JAX function in the trace.

@@ -53,7 +53,11 @@ def attention(q: Array, k: Array, v: Array, *, int8: bool, block: int = BLOCK) -
         in_specs=specs,
         out_specs=tile,
         out_shape=jax.ShapeDtypeStruct((batch, rows, heads * d), q.dtype),
-        scratch_shapes=[pltpu.VMEM((bq, LANES), jnp.float32), pltpu.VMEM((bq, LANES), jnp.float32), pltpu.VMEM((bq, d), jnp.float32)],
+        scratch_shapes=[
+            pltpu.VMEM((bq, LANES), jnp.float32),
+            pltpu.VMEM((bq, LANES), jnp.float32),
+            pltpu.VMEM((bq, d), jnp.float32),
+        ],
         compiler_params=parameters("parallel", "parallel", "parallel", "arbitrary"),
         cost_estimate=pl.CostEstimate(
             flops=4 * batch * heads * rows * keys * d,
@@ -90,7 +94,9 @@ def _flat(x: Array) -> Array:
     return x.reshape(x.shape[0], x.shape[1], -1)
 
 
-def _body(q_ref: Any, k_ref: Any, v_ref: Any, *rest: Any, int8: bool, steps: int, keys: int, bk: int, ragged: bool, scale: float) -> None:
+def _body(
+    q_ref: Any, k_ref: Any, v_ref: Any, *rest: Any, int8: bool, steps: int, keys: int, bk: int, ragged: bool, scale: float
+) -> None:
     scales, (out_ref, m_ref, l_ref, acc_ref) = rest[:-4], rest[-4:]
     step = pl.program_id(3)
     start_softmax(step == 0, m_ref, l_ref, acc_ref)

@@ -48,9 +48,9 @@ def mode() -> str:
     return _mode.get()
 
 
-def parameters(*semantics: str, vmem: int = VMEM_LIMIT) -> Any:
+def parameters(*semantics: Any, vmem: int = VMEM_LIMIT) -> Any:
     """Compiler parameters: which grid axes are independent (`parallel`) and which carry state (`arbitrary`)."""
-    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=vmem)  # type: ignore[arg-type]
+    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=vmem)
 
 
 def up(value: int, multiple: int) -> int:

@@ -45,12 +45,15 @@ def scaled_matmul(
     bm = length if length <= rows else rows
     bn, bk = largest_divisor(n, LANES, columns), largest_divisor(depth, LANES, DEPTH)
     steps = depth // bk
-    operands, specs = [x, x_scale, w, w_scale], [
-        pl.BlockSpec((1, bm, bk), lambda b, i, j, k: (b, i, k)),
-        pl.BlockSpec((1, bm, 1), lambda b, i, j, k: (b, i, 0)),
-        pl.BlockSpec((bn, bk), lambda b, i, j, k: (j, k)),
-        pl.BlockSpec((1, bn), lambda b, i, j, k: (0, j)),
-    ]
+    operands, specs = (
+        [x, x_scale, w, w_scale],
+        [
+            pl.BlockSpec((1, bm, bk), lambda b, i, j, k: (b, i, k)),
+            pl.BlockSpec((1, bm, 1), lambda b, i, j, k: (b, i, 0)),
+            pl.BlockSpec((bn, bk), lambda b, i, j, k: (j, k)),
+            pl.BlockSpec((1, bn), lambda b, i, j, k: (0, j)),
+        ],
+    )
     if bias is not None:
         operands.append(bias.reshape(1, n))
         specs.append(pl.BlockSpec((1, bn), lambda b, i, j, k: (0, j)))
@@ -86,7 +89,9 @@ def scaled_matmul(
     )(*operands)
 
 
-def _body(x_ref: Any, xs_ref: Any, w_ref: Any, ws_ref: Any, *rest: Any, steps: int, gelu: bool, has: Any, accumulate: Any) -> None:
+def _body(
+    x_ref: Any, xs_ref: Any, w_ref: Any, ws_ref: Any, *rest: Any, steps: int, gelu: bool, has: Any, accumulate: Any
+) -> None:
     refs = list(rest)
     bias_ref, residual_ref, gate_ref = (refs.pop(0) if there else None for there in has)
     out_ref, total_ref = refs

@@ -77,7 +77,13 @@ def vae_upsample(x: Array, weight: Array, bias: Array) -> Array:
 def _convolve(x: Array, weight: Array, stride: Size3, padding: Any) -> Array:
     high = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
     return jax.lax.conv_general_dilated(
-        x, weight, stride, padding, dimension_numbers=("NCDHW", "OIDHW", "NCDHW"), precision=high, preferred_element_type=jnp.float32
+        x,
+        weight,
+        stride,
+        padding,
+        dimension_numbers=("NCDHW", "OIDHW", "NCDHW"),
+        precision=high,
+        preferred_element_type=jnp.float32,
     )
 
 

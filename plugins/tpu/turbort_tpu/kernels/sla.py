@@ -52,7 +52,15 @@ def sla_attention(
 
 
 def _one_head(
-    where: Array, table: Array, *, shared: list[Array], scores: list[Array], values: Array, block: tuple[int, int], keys: int, int8: bool
+    where: Array,
+    table: Array,
+    *,
+    shared: list[Array],
+    scores: list[Array],
+    values: Array,
+    block: tuple[int, int],
+    keys: int,
+    int8: bool,
 ) -> Array:
     """[Lq, d] of the head `where` = (batch, head) whose chosen blocks are `table` [nq, kk]."""
     queries = shared[0]
@@ -130,9 +138,7 @@ def _body(
     start_softmax(j == 0, m_ref, l_ref, acc_ref)
     accumulate = jnp.int32 if int8 else jnp.float32
     for part in range(together):
-        s = jax.lax.dot_general(
-            codes_ref[0], key_refs[part][0], (((1,), (1,)), ((), ())), preferred_element_type=accumulate
-        )
+        s = jax.lax.dot_general(codes_ref[0], key_refs[part][0], (((1,), (1,)), ((), ())), preferred_element_type=accumulate)
         s = s.astype(jnp.float32) * (scale_refs[0][0, 0] * scale_refs[1 + part][0, 0]) if int8 else s * scale
         place = j * together + part
         chosen = table_ref[i * width + place]
@@ -147,7 +153,9 @@ def _body(
     @pl.when(j == width // together - 1)
     def _last() -> None:
         sparse = acc_ref[...] / l_ref[:, :1]
-        out_ref[...] = (sparse + _linear_branch(q_ref[0], kv_ref[0, 0], total_ref[0, 0], w_ref[...], b_ref[...])).astype(out_ref.dtype)
+        out_ref[...] = (sparse + _linear_branch(q_ref[0], kv_ref[0, 0], total_ref[0, 0], w_ref[...], b_ref[...])).astype(
+            out_ref.dtype
+        )
 
 
 def _linear_branch(q: Array, kv: Array, total: Array, weight: Array, bias: Array) -> Array:
