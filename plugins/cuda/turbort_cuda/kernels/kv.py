@@ -16,7 +16,8 @@ from torch import Tensor
 
 from turbort.ops.block_map import tree_sum
 from turbort_cuda.kernels.common import FLOOR, rounded
-from turbort_cuda.launch import multiprocessors, on
+from turbort_cuda.launch import capability, multiprocessors, on
+from turbort_cuda.tuning import pick
 
 
 @triton.jit
@@ -159,10 +160,12 @@ def prepare(k: Tensor, v: Tensor, rows: int, *, int8: bool, fp8: bool, linear: b
     state = torch.empty((bh, chunks, d, d), dtype=torch.float32, device=device) if linear else None
     totals = torch.empty((bh, chunks, d), dtype=torch.float32, device=device) if linear else None
     given = (mean, v_scales, codes, k_scales, v_codes, state, totals)
+    chosen = pick("prepare", capability(device), "wide")
     with on(device):
         prepare_kernel[chunks, bh](
             k, v, *(k if t is None else t for t in given), length, heads, blocks, per_chunk,
-            *k.stride()[:3], *v.stride()[:3], rows, d, int8, fp8, linear, num_warps=8,
+            *k.stride()[:3], *v.stride()[:3], rows, d, int8, fp8, linear,
+            num_warps=chosen["warps"], num_stages=chosen["stages"],
         )  # fmt: skip
     if state is not None and totals is not None:
         state, totals = state.sum(dim=1).to(v.dtype), totals.sum(dim=1)
