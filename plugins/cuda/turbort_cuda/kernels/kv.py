@@ -111,7 +111,8 @@ class Prepared:
     """Keys and values in the form the attention kernel reads; None for what the precision does not need.
 
     codes int8 [B*H, blocks*rows, d]; k_scales float32 [B*H, blocks]; v_codes e4m3 [B*H, d, blocks*rows]; v_scales
-    float32 [B*H, d]; state [B*H, d, d] in v's dtype and totals float32 [B*H, d].
+    float32 [B*H, d]; state [B*H, d, d] in v's dtype and totals float32 [B*H, d];
+    k_sums float32 [B, blocks, H, d] and k_mean [B, H, d].
     """
 
     blocks: int
@@ -123,6 +124,7 @@ class Prepared:
     state: Tensor | None
     totals: Tensor | None
     k_sums: Tensor | None
+    k_mean: Tensor | None = None
 
 
 def block_sums(x: Tensor, rows: int, v: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -147,7 +149,7 @@ def prepare(k: Tensor, v: Tensor, rows: int, *, int8: bool, fp8: bool, linear: b
     sums = mean = tops = None
     if int8 or linear:
         sums, tops = block_sums(k, rows, v if fp8 else None)
-        mean = (tree_sum(sums, dim=1) / length).view(bh, d)
+        mean = tree_sum(sums, dim=1) / length
     if not (int8 or fp8 or linear):
         return Prepared(blocks, rows, None, None, None, None, None, None, None)
     v_scales = None if tops is None else (tops.amax(dim=1).clamp_min(1e-8) / 448.0).view(bh, d)
@@ -169,4 +171,4 @@ def prepare(k: Tensor, v: Tensor, rows: int, *, int8: bool, fp8: bool, linear: b
         )  # fmt: skip
     if state is not None and totals is not None:
         state, totals = state.sum(dim=1).to(v.dtype), totals.sum(dim=1)
-    return Prepared(blocks, rows, codes, k_scales, v_codes, v_scales, state, totals, sums)
+    return Prepared(blocks, rows, codes, k_scales, v_codes, v_scales, state, totals, sums, mean)
