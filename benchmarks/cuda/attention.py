@@ -78,8 +78,6 @@ def _variants() -> list[dict[str, Any]]:
         (64, 128, 2, 4, True),
         (64, 64, 3, 4, True),
         (128, 128, 2, 8, False),
-        (256, 64, 2, 16, True),
-        (128, 256, 2, 8, True),
     )
     return [dict(zip(keys, row, strict=True)) for row in rows]
 

@@ -91,5 +91,5 @@ def variants() -> Iterator[dict[str, Any]]:
     yield {**first, "GROUP": 16}
     yield {**first, "flatten": True}
     yield {**first, "stages": 3, "specialize": True}
-    yield {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "stages": 3, "warps": 4, "per_sm": 2, **base}
+    yield {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128, "stages": 2, "warps": 4, "per_sm": 2, **base}
     yield {**first, "tma": False, "stages": 3}

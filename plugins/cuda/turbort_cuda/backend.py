@@ -37,12 +37,12 @@ class Cuda(Backend):
             build = "ROCm" if torch.version.hip else "CPU"
             return Unavailable(
                 f"torch {torch.__version__} is the {build} build",
-                "install torch's CUDA build: https://pytorch.org/get-started/locally/",
+                f"install torch's CUDA build: https://pytorch.org/get-started/locally/{_without()}",
             )
         if not torch.cuda.is_available():
             driver = driver_version()
             reason = f"driver {driver} gives torch no device" if driver else "no NVIDIA driver answers"
-            return Unavailable(reason, "run `nvidia-smi`; install or update the NVIDIA driver")
+            return Unavailable(reason, f"run `nvidia-smi`; install or update the NVIDIA driver{_without()}")
         if importlib.util.find_spec("triton") is None:
             return Unavailable("triton is not installed", "pip install triton")
         devices = [_device(index) for index in range(torch.cuda.device_count())]
@@ -84,8 +84,8 @@ class Cuda(Backend):
                 torch.cuda.empty_cache()
 
     def pool(self, device: Device, strategy: str) -> AbstractContextManager[Any]:
-        """A pool of its own per session, so that closing a session gives all its memory back at once."""
-        if device.arch == INTERPRETER:
+        """With `strategy: pool`, a pool per session: closing it gives all its memory back. Otherwise torch's own."""
+        if device.arch == INTERPRETER or strategy != "pool":
             return nullcontext()
         from turbort_cuda.pool import SessionPool
 
@@ -145,6 +145,13 @@ def _interpreter() -> list[Device] | Unavailable:
             details={"checks": "what kernels compute", "does not check": "speed, graphs, pools, asynchronous copies"},
         )
     ]
+
+
+def _without() -> str:
+    """What can be checked without a GPU, where Triton is there to do it."""
+    if importlib.util.find_spec("triton") is None:
+        return ""
+    return "; without a GPU, `TRITON_INTERPRET=1 turbort check cuda` judges what the Triton kernels compute"
 
 
 def _version(package: str) -> str:

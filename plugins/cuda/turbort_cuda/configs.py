@@ -91,12 +91,22 @@ _ATTENTION: Mapping[int, Mapping[str, Config]] = {
     120: {"dense": _a(128, 64, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4)},
 }
 
+# Blocks of k and v are staged through shared memory: 40 KiB a stage in 16 bits, too much for two on the 99 KiB cards.
+_PREPARE: Mapping[int, Mapping[str, Config]] = {
+    0: {"wide": {"stages": 1, "warps": 4}},
+    80: {"wide": {"stages": 3, "warps": 8}},
+    86: {"wide": {"stages": 1, "warps": 8}},
+    90: {"wide": {"stages": 3, "warps": 8}},
+    120: {"wide": {"stages": 1, "warps": 8}},
+}
+
 TABLES: Mapping[str, Mapping[int, Mapping[str, Config]]] = {
     "linear8": _LINEAR8,
     "linear_block128": _BLOCK128,
     "linear_int4": _INT4,
     "linear_bsq": _BSQ,
     "attention": _ATTENTION,
+    "prepare": _PREPARE,
 }
 
 

@@ -23,9 +23,9 @@ from turbort_cuda.kernels import (
     vae,
 )
 
-I, A = "i32", "i32:16"
-BIAS = {"bias": "*bf16", "residual": "*bf16", "gate": "*fp32", "length": I, "stride_r": A, "stride_gb": A, "stride_gl": A}
-SIZES = {"M": I, "N": A, "K": A, "stride_x": A}
+INT, A = "i32", "i32:16"
+BIAS = {"bias": "*bf16", "residual": "*bf16", "gate": "*fp32", "length": INT, "stride_r": A, "stride_gb": A, "stride_gl": A}
+SIZES = {"M": INT, "N": A, "K": A, "stride_x": A}
 FLAGS = {"HAS_BIAS": True, "GELU": False, "RESIDUAL": True, "GATE": 1}
 GELU = {"HAS_BIAS": True, "GELU": True, "RESIDUAL": False, "GATE": 0}
 
@@ -57,7 +57,7 @@ def launches(capability: int) -> Iterator[Launch]:
     for mode in ("16-bit", "int8", "int8-fp8") if fp8 else ("16-bit", "int8"):
         yield _attention(f"attention-{mode}", capability, mode, sparse=False)
         yield _attention(f"sla-{mode}", capability, mode, sparse=True)
-    yield from _prepare(fp8)
+    yield from _prepare(capability, fp8)
     yield from _passes(fp8)
 
 
@@ -122,7 +122,7 @@ def _int4(name: str, capability: int, int8: bool) -> Launch:
         "INT": int8,
         **FLAGS,
     }
-    arguments |= {**BIAS, **SIZES, "groups": I}
+    arguments |= {**BIAS, **SIZES, "groups": INT}
     return Launch(name, linear_int4.int4_kernel, arguments, constants, c["warps"], c["stages"], "s8" if int8 else "bf16")
 
 
@@ -161,11 +161,11 @@ def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch
         "totals": "*fp32",
         "proj": "*bf16",
         "proj_bias": "*bf16",
-        "LQ": I,
-        "LK": I,
-        "H": I,
-        "blocks": I,
-        "chosen": I,
+        "LQ": INT,
+        "LK": INT,
+        "H": INT,
+        "blocks": INT,
+        "chosen": INT,
         "softmax_scale": "fp32",
         **{f"stride_{t}{axis}": A for t in "qkv" for axis in "blh"},
     }
@@ -183,12 +183,12 @@ def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch
     return Launch(name, attention.attention_kernel, arguments, constants, c["warps"], c["stages"], "s8" if int8 else "bf16")
 
 
-def _prepare(fp8: bool) -> Iterator[Launch]:
+def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
     strides = {f"stride_{t}{axis}": A for t in "xv" for axis in "blh"}
     yield Launch(
         "kv-sums",
         kv.sums_kernel,
-        {"x": "*bf16", "v": "*bf16", "sums": "*fp32", "tops": "*fp32", "L": I, "H": I, "blocks": I, **strides},
+        {"x": "*bf16", "v": "*bf16", "sums": "*fp32", "tops": "*fp32", "L": INT, "H": INT, "blocks": INT, **strides},
         {"ROWS": 128, "D": 128, "TOPS": True},
         4,
         2,
@@ -204,18 +204,19 @@ def _prepare(fp8: bool) -> Iterator[Launch]:
         "v_codes": "*fp8e4nv" if fp8 else "*bf16",
         "state": "*fp32",
         "totals": "*fp32",
-        "L": I,
-        "H": I,
-        "blocks": I,
-        "per_chunk": I,
+        "L": INT,
+        "H": INT,
+        "blocks": INT,
+        "per_chunk": INT,
         **strides,
     }
+    c = row("prepare", capability, "wide")
     constants = {"ROWS": 128, "D": 128, "INT8": True, "FP8": fp8, "LINEAR": True}
-    yield Launch("kv-prepare", kv.prepare_kernel, arguments, constants, 8, 3, "bf16")
+    yield Launch("kv-prepare", kv.prepare_kernel, arguments, constants, c["warps"], c["stages"], "bf16")
     yield Launch(
         "sla-choose",
         sla.choose_kernel,
-        {"scores": "*fp32", "lut": "*i32", "BLOCKS": I, "CHOSEN": I},
+        {"scores": "*fp32", "lut": "*i32", "BLOCKS": INT, "CHOSEN": INT},
         {"WIDTH": 256, "STEP": sla.COMPARED},
         4,
         3,
@@ -236,7 +237,7 @@ def _passes(fp8: bool) -> Iterator[Launch]:
             "out": kind,
             "scales": "*fp32",
             "D": A,
-            "length": I,
+            "length": INT,
             "eps": "fp32",
             "stride_x": A,
             "stride_y": A,
@@ -250,7 +251,7 @@ def _passes(fp8: bool) -> Iterator[Launch]:
     yield Launch(
         "quantize-blocks",
         quant.blocks_kernel,
-        {"x": "*bf16", "out": "*i8", "scales": "*fp32", "M": I, "D": A, "stride": A, "tiles": I},
+        {"x": "*bf16", "out": "*i8", "scales": "*fp32", "M": INT, "D": A, "stride": A, "tiles": INT},
         {"EDGE": 128, "GELU": False},
         8,
         3,
@@ -265,7 +266,7 @@ def _passes(fp8: bool) -> Iterator[Launch]:
             "sin": "*fp32",
             "out": "*bf16",
             "D": A,
-            "length": I,
+            "length": INT,
             "eps": "fp32",
             "stride_x": A,
             "stride_cb": A,
@@ -280,7 +281,7 @@ def _passes(fp8: bool) -> Iterator[Launch]:
     yield Launch(
         "patchify",
         patch.patchify_kernel,
-        {"x": "*bf16", "out": "*bf16", **dict.fromkeys(("C", "L", "t", "h", "w"), I), **{f"stride_{a}": A for a in "bcthw"}},
+        {"x": "*bf16", "out": "*bf16", **dict.fromkeys(("C", "L", "t", "h", "w"), INT), **{f"stride_{a}": A for a in "bcthw"}},
         {"PT": 1, "PH": 2, "PW": 2, "WIDTH": 64, "ROWS": 32},
         4,
         3,
@@ -288,7 +289,7 @@ def _passes(fp8: bool) -> Iterator[Launch]:
     yield Launch(
         "vae-norm-silu",
         vae.norm_silu_kernel,
-        {"x": "*bf16", "gamma": "*bf16", "out": "*bf16", "M": I, "C": A, "root": "fp32", "eps": "fp32"},
+        {"x": "*bf16", "gamma": "*bf16", "out": "*bf16", "M": INT, "C": A, "root": "fp32", "eps": "fp32"},
         {"WIDTH": 128, "ROWS": 32},
         4,
         3,

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed; `pip install triton` brings the interpreter")
 
 import turbort_cuda
+
 from turbort.bind import Binder, executed
 from turbort.models.sites import build_dit
 from turbort.models.spec import get_model

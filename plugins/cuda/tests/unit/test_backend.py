@@ -167,3 +167,8 @@ def test_plan_for_a_3090(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = _plan(monkeypatch, card(86, "NVIDIA GeForce RTX 3090", 24 << 30), "tiny", "rtx3090")
     assert rows["sla_attention", "attn.self"] == {"cuda/triton-int8"}
     assert rows["norm_modulate", "norm"] == {"cuda/triton-no-fp8 -> int8-token"}
+
+
+def test_only_the_pool_strategy_makes_a_pool() -> None:
+    with Cuda().pool(card(90), "native") as nothing:
+        assert nothing is None

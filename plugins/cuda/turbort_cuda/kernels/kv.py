@@ -16,7 +16,8 @@ from torch import Tensor
 
 from turbort.ops.block_map import tree_sum
 from turbort_cuda.kernels.common import FLOOR, rounded
-from turbort_cuda.launch import multiprocessors, on
+from turbort_cuda.launch import capability, multiprocessors, on
+from turbort_cuda.tuning import pick
 
 
 @triton.jit
@@ -110,7 +111,8 @@ class Prepared:
     """Keys and values in the form the attention kernel reads; None for what the precision does not need.
 
     codes int8 [B*H, blocks*rows, d]; k_scales float32 [B*H, blocks]; v_codes e4m3 [B*H, d, blocks*rows]; v_scales
-    float32 [B*H, d]; state [B*H, d, d] in v's dtype and totals float32 [B*H, d].
+    float32 [B*H, d]; state [B*H, d, d] in v's dtype and totals float32 [B*H, d];
+    k_sums float32 [B, blocks, H, d] and k_mean [B, H, d].
     """
 
     blocks: int
@@ -122,6 +124,7 @@ class Prepared:
     state: Tensor | None
     totals: Tensor | None
     k_sums: Tensor | None
+    k_mean: Tensor | None = None
 
 
 def block_sums(x: Tensor, rows: int, v: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -146,7 +149,7 @@ def prepare(k: Tensor, v: Tensor, rows: int, *, int8: bool, fp8: bool, linear: b
     sums = mean = tops = None
     if int8 or linear:
         sums, tops = block_sums(k, rows, v if fp8 else None)
-        mean = (tree_sum(sums, dim=1) / length).view(bh, d)
+        mean = tree_sum(sums, dim=1) / length
     if not (int8 or fp8 or linear):
         return Prepared(blocks, rows, None, None, None, None, None, None, None)
     v_scales = None if tops is None else (tops.amax(dim=1).clamp_min(1e-8) / 448.0).view(bh, d)
@@ -159,11 +162,13 @@ def prepare(k: Tensor, v: Tensor, rows: int, *, int8: bool, fp8: bool, linear: b
     state = torch.empty((bh, chunks, d, d), dtype=torch.float32, device=device) if linear else None
     totals = torch.empty((bh, chunks, d), dtype=torch.float32, device=device) if linear else None
     given = (mean, v_scales, codes, k_scales, v_codes, state, totals)
+    chosen = pick("prepare", capability(device), "wide")
     with on(device):
         prepare_kernel[chunks, bh](
             k, v, *(k if t is None else t for t in given), length, heads, blocks, per_chunk,
-            *k.stride()[:3], *v.stride()[:3], rows, d, int8, fp8, linear, num_warps=8,
+            *k.stride()[:3], *v.stride()[:3], rows, d, int8, fp8, linear,
+            num_warps=chosen["warps"], num_stages=chosen["stages"],
         )  # fmt: skip
     if state is not None and totals is not None:
         state, totals = state.sum(dim=1).to(v.dtype), totals.sum(dim=1)
-    return Prepared(blocks, rows, codes, k_scales, v_codes, v_scales, state, totals, sums)
+    return Prepared(blocks, rows, codes, k_scales, v_codes, v_scales, state, totals, sums, mean)

@@ -55,10 +55,13 @@ def choose(scores: Tensor, count: int) -> Tensor:
     return lut
 
 
-def scores_of(q_sums: Tensor, k_sums: Tensor, lengths: tuple[int, int], block: tuple[int, int]) -> Tensor:
+def scores_of(
+    q_sums: Tensor, k_sums: Tensor, lengths: tuple[int, int], block: tuple[int, int], k_mean: Tensor | None = None
+) -> Tensor:
     """Pooled scores float32 [B, H, nq, nk] from block sums [B, n, H, d]: the arithmetic of `turbort.ops.block_map`."""
     q_pool = q_sums / _counts(q_sums, lengths[0], block[0])
-    k_pool = k_sums / _counts(k_sums, lengths[1], block[1]) - (tree_sum(k_sums, dim=1) / lengths[1]).unsqueeze(1)
+    k_mean = tree_sum(k_sums, dim=1) / lengths[1] if k_mean is None else k_mean
+    k_pool = k_sums / _counts(k_sums, lengths[1], block[1]) - k_mean.unsqueeze(1)
     return q_pool.transpose(1, 2) @ k_pool.permute(0, 2, 3, 1)
 
 
@@ -88,7 +91,7 @@ def sla_attention(
     chosen = {**pick("attention", capability(q.device), "sparse"), **(config or {}), "BLOCK_M": block[0], "BLOCK_N": block[1]}
     ready = prepare(k, v, block[1], int8=precision is not None, fp8=precision == "int8-fp8", linear=True)
     assert ready.k_sums is not None  # `linear=True` always makes them
-    scores = scores_of(block_sums(q, block[0])[0], ready.k_sums, (q.shape[1], k.shape[1]), block)
+    scores = scores_of(block_sums(q, block[0])[0], ready.k_sums, (q.shape[1], k.shape[1]), block, ready.k_mean)
     lut = choose(scores, chosen_blocks(topk, scores.shape[-1]))
     weight, bias = (t.to(q.dtype).contiguous() for t in (proj_weight, proj_bias))
     return launch(q, k, v, ready, chosen, lut=lut, proj=weight, proj_bias=bias)

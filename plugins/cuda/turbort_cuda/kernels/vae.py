@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from turbort.ops.conv import Size3, front_frames
 from turbort.ops.upsample_phases import phase_weights
@@ -15,6 +19,33 @@ from turbort_cuda.launch import on
 INNER = torch.channels_last_3d
 VALUES = 4096
 """Values that one program of the norm holds."""
+
+
+_made: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""What was made from a weight: laid out for cuDNN once, not on every call. An entry goes when its weight does."""
+
+
+def _laid_out(weight: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
+    if weight.dtype == dtype and weight.is_contiguous(memory_format=layout):
+        return weight
+    return _kept(weight, dtype, lambda: weight.to(dtype).contiguous(memory_format=layout))
+
+
+def _taps(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    def make() -> Tensor:
+        return phase_weights(weight).flatten(0, 2).to(dtype).contiguous(memory_format=torch.channels_last)
+
+    return _kept(weight, dtype, make)
+
+
+def _kept(weight: Tensor, dtype: torch.dtype, make: Callable[[], Tensor]) -> Tensor:
+    """What `make` returned for this weight before, unless the weight has changed in place since."""
+    version = -1 if weight.is_inference() else weight._version
+    known: Any = _made[weight] if weight in _made else None  # noqa: SIM401 - `get` of this class is untyped
+    if known is None or known[0] != (dtype, version):
+        known = _made[weight] = ((dtype, version), make())
+    made: Tensor = known[1]
+    return made
 
 
 @triton.jit
@@ -60,8 +91,9 @@ def causal_conv3d(
     if pt:
         x = torch.cat((front_frames(x, cache, 2 * pt), x), dim=2)
     x = x.contiguous(memory_format=INNER)
-    kernel = weight.to(x.dtype).contiguous(memory_format=INNER)
-    return F.conv3d(x, kernel, None if bias is None else bias.to(x.dtype), stride=stride, padding=(0, ph, pw))
+    return F.conv3d(
+        x, _laid_out(weight, x.dtype, INNER), None if bias is None else bias.to(x.dtype), stride=stride, padding=(0, ph, pw)
+    )
 
 
 def vae_upsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -72,8 +104,7 @@ def vae_upsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     b, c, t, h, w = x.shape
     outputs = weight.shape[0]
     frames = x.transpose(1, 2).reshape(b * t, c, h, w).contiguous(memory_format=torch.channels_last)
-    taps = phase_weights(weight).flatten(0, 2).to(x.dtype).contiguous(memory_format=torch.channels_last)
-    y = torch.unflatten(F.conv2d(frames, taps, bias.to(x.dtype).repeat(4), padding=1), 1, (2, 2, outputs))
+    y = torch.unflatten(F.conv2d(frames, _taps(weight, x.dtype), bias.to(x.dtype).repeat(4), padding=1), 1, (2, 2, outputs))
     out = torch.empty((b * t, outputs, 2 * h, 2 * w), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     for row in (0, 1):
         for column in (0, 1):

@@ -1,0 +1,88 @@
+"""Graphed steps and session pools, as far as they can be tested without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from turbort_cuda.graph import GraphedStep, _Captured
+from turbort_cuda.pool import SessionPool
+
+
+def test_tensors_of_another_device_run_as_they_are() -> None:
+    step = GraphedStep(lambda x, scale: x * scale, "cuda:0")
+    assert torch.equal(step(torch.ones(3), 2.0), torch.full((3,), 2.0))
+    assert step.refused is None
+
+
+def test_inputs_are_copied_into_the_static_tensors() -> None:
+    static = [torch.zeros(2), 3, torch.zeros(2, dtype=torch.int64), None]
+    captured = _Captured(graph=None, inputs=static, output=None)  # type: ignore[arg-type]
+    kept = [static[0], static[2]]
+    captured.load([torch.ones(2), 3, torch.tensor([4, 5]), None])
+    assert kept[0].tolist() == [1, 1]
+    assert kept[1].tolist() == [4, 5]
+
+
+class Stub:
+    """Stands in for torch.cuda.CUDAGraph: replaying runs nothing, so the output keeps what capture wrote."""
+
+    def replay(self) -> None:
+        pass
+
+
+def test_a_step_is_captured_once_per_shape_and_its_result_is_the_callers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = GraphedStep(lambda x: x, "cuda:0")
+    monkeypatch.setattr("turbort_cuda.graph._capturable", lambda leaves, device: True)
+    made: list[Any] = []
+
+    def capture(self: GraphedStep, leaves: list[Any], form: Any) -> _Captured:
+        made.append(leaves[0].shape)
+        static = [leaf.clone() for leaf in leaves]
+        return _Captured(Stub(), static, static[0])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GraphedStep, "_capture", capture)
+    first = step(torch.full((2,), 1.0))
+    second = step(torch.full((2,), 2.0))
+    assert (first.tolist(), second.tolist()) == ([1, 1], [2, 2])
+    step(torch.zeros(3))
+    assert made == [(2,), (3,)]
+
+
+def test_a_step_that_cannot_be_captured_runs_and_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    step = GraphedStep(lambda x: calls.append(1) or x, "cuda:0")
+    monkeypatch.setattr("turbort_cuda.graph._capturable", lambda leaves, device: True)
+
+    def refuse(self: GraphedStep, leaves: list[Any], form: Any) -> None:
+        self.refused = "no"
+
+    monkeypatch.setattr(GraphedStep, "_capture", refuse)
+    assert step(torch.ones(1)).item() == 1
+    assert step(torch.ones(1)).item() == 1
+    assert len(calls) == 2
+
+
+def test_a_pool_is_left_for_a_capture_and_entered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def use(pool: Any, device: torch.device) -> Iterator[None]:
+        seen.append("enter")
+        yield
+        seen.append("leave")
+
+    monkeypatch.setattr(torch.cuda, "MemPool", object)
+    monkeypatch.setattr(torch.cuda, "use_mem_pool", use)
+    with SessionPool("cuda:0"):
+        with SessionPool.outside(torch.device("cuda:0")):
+            seen.append("capture")
+        with SessionPool.outside(torch.device("cuda:1")):
+            seen.append("other device")
+    assert seen == ["enter", "leave", "capture", "enter", "other device", "leave"]
+    with SessionPool.outside(torch.device("cuda:0")):
+        pass
+    assert len(seen) == 6
