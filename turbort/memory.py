@@ -236,6 +236,11 @@ def choose(plan: Plan, spec: ModelSpec, profile: Profile, budget: int | None, *,
     made = [replace(forecast(plan, spec, profile, row), budget=budget) for row in rows]
     found = next((row for row in made if row.fits), None)
     if found is not None:
+        # A later step may have made an earlier saving needless; those that cost most are taken back first.
+        for name in ("tile", "batch", "text_scheme", "experts", "chunk", "text"):
+            residency = replace(found.residency, **{name: getattr(rows[0], name)})
+            without = replace(forecast(plan, spec, profile, residency), budget=budget)
+            found = without if without.fits else found
         return found
     smallest = min(made, key=lambda row: row.peak)
     lines = [", ".join(f"{key} {value}" for key, value in stage.row().items()) for stage in smallest.stages]

@@ -91,6 +91,13 @@ def test_the_issue_s_budgets_have_a_way(model: str, budget: str, planned: Planne
     assert found.residency.experts == ("swap" if MODELS[model].experts else "all")
 
 
+def test_savings_that_a_later_one_made_needless_are_taken_back(planned: Planned) -> None:
+    """A 14B model in 12 GiB needs its blocks streamed; then the VAE has room for whole frames."""
+    plan, profile = planned("wan2.1-t2v-14b", "rtx4090")
+    found = choose(plan, MODELS["wan2.1-t2v-14b"], profile, parse_bytes("12GiB")).residency
+    assert (found.offload, found.tile) == (True, None)
+
+
 def test_every_step_down_needs_no_more_than_the_one_before(planned: Planned) -> None:
     plan, profile = planned("wan2.2-t2v-a14b", "rtx4090")
     spec = MODELS["wan2.2-t2v-a14b"]
