@@ -22,6 +22,7 @@ MODELS = ("one-of-each", "tiny", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b")
 CODE = """
 import os, sys
 os.environ["FAKE_ACL_HBM_MB"] = str(1 << 21)  # nothing is touched, so sizes cost nothing
+os.environ["TASK_QUEUE_ENABLE"] = "0"  # one thread issues everything, so that the order is always the same
 from turbort_ascend import emulated
 emulated.start({chip!r}, arithmetic=False)
 from turbort_ascend.device import find_devices
