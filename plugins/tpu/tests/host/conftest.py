@@ -5,6 +5,9 @@ from importlib.util import find_spec
 
 import pytest
 
+from tests.conftest import little  # noqa: F401 - a fixture
+
+# After the import above, which clears turbort's own variables.
 os.environ["TURBORT_TPU_EMULATE"] = "v5e"
 os.environ["TURBORT_TPU_CACHE"] = ""
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
