@@ -47,7 +47,7 @@ class Generation:
 
 
 _NO_FP8 = "FP8 brings no gain on {}: its matrix unit has no FP8 mode, so e4m3 values are widened to BF16 first"
-_NO_INT8 = "INT8 brings no gain on {}: its matrix unit multiplies INT8 at the BF16 rate {}"
+_NO_INT8 = "INT8 brings no gain on {}: its matrix unit multiplies INT8 at the BF16 rate{}"
 
 # Sources: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x} for rates; the HBM figures are those of the compiler's own
 # out-of-memory messages (libtpu 0.0.42), VMEM and SMEM those of jax's table of chips (jax 0.10, pallas/mosaic/tpu_info.py).
@@ -56,9 +56,9 @@ GENERATIONS: Mapping[str, Generation] = MappingProxyType(
         row.name: row
         for row in (
             Generation(
-                "v4", "TPU v4", int(15.75 * GIB), 16 * MIB, MIB, "v4:2x2x1", "0x005e", ("TPU v4",),
+                "v4", "TPU v4", int(15.25 * GIB), 16 * MIB, MIB, "v4:2x2x1", "0x005e", ("TPU v4",),
                 {
-                    "int8": _NO_INT8.format("v4", "(275 TOPS, 275 TFLOPS), and Mosaic refuses INT8 products there"),
+                    "int8": _NO_INT8.format("v4", " (275 TOPS, 275 TFLOPS), and Mosaic refuses INT8 products there"),
                     "fp8": _NO_FP8.format("v4"),
                 },
             ),
