@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from turbort.job import Job
 from turbort.models.spec import MODELS
 from turbort.models.tiny import read_spec
