@@ -5,23 +5,14 @@ from __future__ import annotations
 import importlib.util
 from importlib import metadata
 
-from turbort.backend import Unavailable
 from turbort.checks import Check, Outcome
-from turbort_cuda.backend import Cuda
 
 TRITON = (3, 6)
 
 
 def checks() -> list[Check]:
-    """One row for the cards, one for Triton."""
-    return [Check("cuda", _cards), Check("triton", _triton)]
-
-
-def _cards() -> Outcome:
-    found = Cuda().probe()
-    if isinstance(found, Unavailable):
-        return Outcome("off", found.reason, found.fix)
-    return Outcome("ok", "; ".join(f"{device.name} ({device.arch})" for device in found))
+    """One row for Triton; the cards have theirs from turbort itself."""
+    return [Check("triton", _triton)]
 
 
 def _triton() -> Outcome:
