@@ -135,8 +135,11 @@ class Mp4Writer(EncodedWriter):
         return BT709 if self.height >= 720 else BT601
 
     def _prepared(self, frame: Any) -> Iterable[Any]:
-        # Bilinear chroma is what a decoder undoes; the default (bicubic) overshoots at the edges of flat colours.
-        converted = frame.reformat(format="yuv420p", dst_colorspace=self._matrix, dst_color_range=1, interpolation="BILINEAR")
+        # Bilinear chroma is what a decoder undoes; the default (bicubic) overshoots at the edges of flat colours. One thread:
+        # one run in thousands came out with other bytes, and automatic threads were the one thing here that may differ.
+        converted = frame.reformat(
+            format="yuv420p", dst_colorspace=self._matrix, dst_color_range=1, interpolation="BILINEAR", threads=1
+        )
         converted.pts, converted.time_base = frame.pts, frame.time_base
         return (converted,)
 
