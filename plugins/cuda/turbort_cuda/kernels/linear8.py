@@ -21,7 +21,7 @@ from turbort.quant.qtensor import QTensor
 from turbort_cuda.configs import shape_class
 from turbort_cuda.kernels.common import finish, tile_of
 from turbort_cuda.kernels.epilogue import epilogue, unpack_input
-from turbort_cuda.kernels.quant import quantize
+from turbort_cuda.kernels.quant import activations
 from turbort_cuda.launch import capability, describable, descriptor, multiprocessors, on, rows_of
 from turbort_cuda.tuning import pick
 
@@ -132,9 +132,7 @@ def linear(
     config: dict[str, Any] | None = None,
 ) -> Tensor:
     """`turbort.ops.linear` at w8a8 or fp8 for a weight from `pack`; `config` replaces the table's choice when measuring."""
-    qx = x if isinstance(x, QTensor) else quantize(x, emit=weight.activation)
-    if qx.scheme != weight.activation:
-        raise InputError(f"this weight needs {weight.activation} activations, not {qx.scheme}")
+    qx = activations(x, weight.activation)
     values, dtype, shape = unpack_input(qx)
     rows = rows_of(values)
     (m, k), n = rows.shape, weight.values.shape[0]

@@ -20,7 +20,7 @@ from turbort.quant.qtensor import QTensor
 from turbort_cuda.configs import shape_class
 from turbort_cuda.kernels.common import KINDS, finish, tile_of
 from turbort_cuda.kernels.epilogue import epilogue, unpack_input
-from turbort_cuda.kernels.quant import quantize
+from turbort_cuda.kernels.quant import activations
 from turbort_cuda.launch import capability, describable, descriptor, multiprocessors, on, rows_of
 from turbort_cuda.tuning import pick
 
@@ -101,9 +101,7 @@ def linear(
     config: dict[str, Any] | None = None,
 ) -> Tensor:
     """`turbort.ops.linear` at w8a8-block128 for a weight from `pack`."""
-    qx = x if isinstance(x, QTensor) else quantize(x, emit=SCHEME)
-    if qx.scheme != SCHEME:
-        raise InputError(f"this weight needs {SCHEME} activations, not {qx.scheme}")
+    qx = activations(x, SCHEME)
     values, dtype, shape = unpack_input(qx)
     rows = rows_of(values)
     (m, k), n = rows.shape, weight.values.shape[0]

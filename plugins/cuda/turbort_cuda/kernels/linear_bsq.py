@@ -24,7 +24,7 @@ from turbort.quant.qtensor import QTensor
 from turbort_cuda.configs import shape_class
 from turbort_cuda.kernels.common import finish
 from turbort_cuda.kernels.epilogue import epilogue, unpack_input
-from turbort_cuda.kernels.quant import quantize
+from turbort_cuda.kernels.quant import activations
 from turbort_cuda.launch import capability, on, rows_of
 from turbort_cuda.tuning import pick
 
@@ -111,9 +111,7 @@ def linear(
     gate: Tensor | None = None,
 ) -> Tensor:
     """`turbort.ops.linear` at bsq8 or bsq4 for a weight from `pack`."""
-    qx = x if isinstance(x, QTensor) else quantize(x, emit="int8-token")
-    if qx.scheme != "int8-token":
-        raise InputError(f"this weight needs int8-token activations, not {qx.scheme}")
+    qx = activations(x, "int8-token")
     values, dtype, shape = unpack_input(qx)
     rows = rows_of(values)
     m, (n, k) = rows.shape[0], weight.shape

@@ -22,7 +22,7 @@ from turbort.quant.qtensor import QTensor
 from turbort_cuda.configs import TINY_ROWS
 from turbort_cuda.kernels.common import finish, tile_of
 from turbort_cuda.kernels.epilogue import epilogue, unpack_input
-from turbort_cuda.kernels.quant import quantize
+from turbort_cuda.kernels.quant import activations
 from turbort_cuda.launch import capability, multiprocessors, on, rows_of
 from turbort_cuda.tuning import pick
 
@@ -103,9 +103,7 @@ def linear_w4a8(
     gate: Tensor | None = None,
 ) -> Tensor:
     """`turbort.ops.linear` at w4a8 for a weight from `pack`."""
-    qx = x if isinstance(x, QTensor) else quantize(x, emit="int8-token")
-    if qx.scheme != "int8-token":
-        raise InputError(f"this weight needs int8-token activations, not {qx.scheme}")
+    qx = activations(x, "int8-token")
     return _launch(qx, qx.scales, weight, bias, activation, residual, gate)
 
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turbort.errors import unknown
+from turbort.errors import InputError, unknown
 from turbort.quant.qtensor import QTensor
 from turbort_cuda.kernels.common import FLOOR, gelu_tanh, quantised, rounded
 from turbort_cuda.launch import on, rows_of
@@ -96,3 +96,14 @@ def _blocks(x: Tensor, gelu: bool) -> QTensor:
     with on(x.device):
         blocks_kernel[grid](rows, out, scales, m, d, rows.stride(0), grid[1], BLOCK, gelu, num_warps=8)
     return QTensor("int8-block128", out, scales, x.dtype)
+
+
+def activations(x: Tensor | QTensor, scheme: str) -> QTensor:
+    """`x` in `scheme`, quantised here unless its producer did so; InputError when it comes in another scheme."""
+    qx = x if isinstance(x, QTensor) else quantize(x, emit=scheme)
+    if qx.scheme != scheme:
+        raise InputError(
+            f"this weight needs {scheme} activations, not {qx.scheme}",
+            fix="make the plan again with `turbort plan`: producer and weight disagree",
+        )
+    return qx
