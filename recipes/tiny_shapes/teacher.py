@@ -1,7 +1,8 @@
 """Stage 2: train the teacher, a flow-matching transformer, together with its text encoder.
 
 x_t = (1 - t) x0 + t eps, target velocity eps - x0, mean squared error. Times are logit-normal with the schedule's shift,
-one in eight uniform. One caption in ten is empty, for guidance. Latents come from a pool that grows while training runs.
+one in eight uniform. One caption in ten is empty, for guidance. The text encoder starts where stage 0 left it. Latents come
+from a pool that grows while training runs.
 """
 
 from __future__ import annotations
@@ -72,11 +73,14 @@ def train(o: Options) -> dict[str, Any]:
     size = parallel.per_process(o.pick(POOL, 16, 2048))
     pool = LatentPool(s, vae, size, device, parallel.own_seed(o.seed), chunk=o.pick(512, 8))
     dit, text = Dit(s).to(device).compiled(o.compile), TextEncoder(s, vocabulary_size()).to(device)
+    if (o.out / "text" / "text.json").exists():
+        load_into(text, o.out / "text", "text")
     both = torch.nn.ModuleDict({"dit": dit, "text": text})
 
     def optimisers(rates: Rates) -> Optimisers:
         matrices, rest = split(dit)
-        return Optimisers(matrices, rest + list(text.parameters()), muon_lr=rates[0], lr=rates[1])
+        known = list(text.parameters())  # it can read already; large steps on early, noisy gradients would undo that
+        return Optimisers(matrices, rest, muon_lr=rates[0], lr=rates[1], slow=known)
 
     def update(opt: Optimisers, rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """One step; (loss per clip, times, gradient norm)."""

@@ -34,9 +34,9 @@ def run_two(*command: str) -> None:
 
 
 def test_all_stages_in_two_processes(tmp_path):
-    stages = "vae,teacher,student,sla,export"
+    stages = "text,vae,teacher,student,sla,export"
     run_two("-m", "recipes.tiny_shapes.all", "--smoke", "--device", "cpu", "--stages", stages, "--out", str(tmp_path))
-    for stage in ("vae", "teacher", "student", "sla"):
+    for stage in ("text", "vae", "teacher", "student", "sla"):
         result = json.loads((tmp_path / stage / f"{stage}.json").read_text())
         assert result["apart"] == 0.0, stage
         rows = [json.loads(line) for line in (tmp_path / stage / "curve.jsonl").read_text().splitlines()]
