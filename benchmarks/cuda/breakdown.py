@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.cuda.results import Results
 from benchmarks.cuda.step import prepared
+from benchmarks.cuda.timing import synchronize
 
 CLASSES = {
     "gemm": ("linear8_kernel", "block128_kernel", "int4_kernel", "bsq_kernel", "gemm", "nvjet", "cutlass", "xmma"),
@@ -27,10 +28,10 @@ def run(results: Results, args: argparse.Namespace) -> None:
     model, step, arguments, _ = prepared(args)
     for _ in range(2):
         model(*arguments)
-    torch.cuda.synchronize()
+    synchronize()
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
         model(*arguments)
-        torch.cuda.synchronize()
+        synchronize()
     names: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     for event in seen.events():

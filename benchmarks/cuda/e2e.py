@@ -13,7 +13,9 @@ import torch
 
 from benchmarks.cuda.results import Results
 from benchmarks.cuda.step import prepared
+from benchmarks.cuda.timing import DEVICE, synchronize
 from benchmarks.cuda.vae import decoder
+from benchmarks.cuda.workload import FRAMES, PIXELS
 
 STEPS = 4
 
@@ -22,8 +24,8 @@ STEPS = 4
 def run(results: Results, args: argparse.Namespace) -> None:
     model, step, (x, t, _), _ = prepared(args)
     vae = decoder(args)
-    encoder = _text_encoder()
-    ids = torch.randint(0, 1000, (1, 512), device="cuda")
+    encoder = _text_encoder(args.model)
+    ids = torch.randint(0, 1000, (1, 512), device=DEVICE)
     mask = torch.ones_like(ids)
     with tempfile.TemporaryDirectory() as folder:
         for attempt in ("warm-up", "first", "second", "third"):
@@ -46,18 +48,18 @@ def run(results: Results, args: argparse.Namespace) -> None:
 
 def clock() -> float:
     """Seconds, after the device has finished."""
-    torch.cuda.synchronize()
+    synchronize()
     return time.perf_counter()
 
 
-def _text_encoder() -> Any:
+def _text_encoder(name: str) -> Any:
     from turbort.models.spec import get_model
     from turbort.models.umt5 import Umt5
 
-    spec = get_model("wan2.1-t2v-1.3b")
+    spec = get_model(name)
     with torch.device("meta"):
         model = Umt5(spec.text).requires_grad_(False).eval()
-    model = model.to_empty(device="cuda").to(torch.bfloat16)
+    model = model.to_empty(device=DEVICE).to(torch.bfloat16)
     for parameter in model.parameters():
         parameter.data.normal_(std=0.02)
     return model
@@ -67,7 +69,7 @@ def _write(vae: Any, latents: torch.Tensor, folder: Path, chunk: int) -> Path:
     from turbort.io import frames_to_uint8, open_writer
 
     path = folder / ("video.mp4" if importlib.util.find_spec("av") else "video.npy")
-    with open_writer(path, 832, 480, 16, frames_hint=81) as writer:
+    with open_writer(path, PIXELS[1], PIXELS[0], 16, frames_hint=FRAMES) as writer:
         for pixels in vae.decode_stream(latents, chunk=chunk):
             writer.write(frames_to_uint8(pixels[0]))
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
@@ -10,6 +11,8 @@ from typing import Any
 
 import torch
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""The CPU serves rehearsals only."""
 FLUSH_BYTES = 256 << 20
 """Written between repetitions, so that no operand is still in the L2 cache."""
 
@@ -34,13 +37,21 @@ def _flush() -> torch.Tensor:
 
 def timed(call: Callable[[], Any], *, seconds: float = 0.3, cold: bool = True) -> Timed:
     """Median of single calls, each between two events; about `seconds` of device time after a warm-up."""
+    if DEVICE != "cuda":
+        return Timed(_seconds(call) * 1e3, 0.0, 0.0, 1)
     for _ in range(3):
         call()
-    torch.cuda.synchronize()
+    synchronize()
     probe = _events(call, 1, cold=False)[0]
     count = max(5, min(200, int(seconds * 1000 / max(probe, 1e-3))))
     found = sorted(_events(call, count, cold=cold))
     return Timed(statistics.median(found), found[len(found) // 10], found[-1 - len(found) // 10], count)
+
+
+def synchronize() -> None:
+    """Wait for the device; nothing to do in a rehearsal."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def _events(call: Callable[[], Any], count: int, *, cold: bool) -> list[float]:
@@ -55,9 +66,17 @@ def _events(call: Callable[[], Any], count: int, *, cold: bool) -> list[float]:
     return [start.elapsed_time(end) for start, end in pairs]
 
 
+def _seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
 @cache
 def ceilings() -> dict[str, float]:
     """Measured on this card: copy bandwidth in TB/s (read + write), bf16 and int8 products in TFLOP/s or TOP/s."""
+    if DEVICE != "cuda":
+        return {"copy_tb_s": float("nan")}
     source = torch.empty(2 << 30, dtype=torch.int8, device="cuda")
     target = torch.empty_like(source)
     copy = timed(partial(target.copy_, source)).ms
@@ -70,7 +89,13 @@ def ceilings() -> dict[str, float]:
     return {"copy_tb_s": 2 * (2 << 30) / copy / 1e9, "bf16_tflop_s": work / half, "int_mm_top_s": work / whole}
 
 
-def nmse(got: torch.Tensor, want: torch.Tensor) -> float:
-    """sum (got - want)^2 / sum want^2, in float32 sums on the device."""
-    got, want = got.float(), want.float()
-    return float((got - want).square().sum() / want.square().sum().clamp_min(1e-30))
+def nmse(got: torch.Tensor, want: torch.Tensor, part: int = 1 << 24) -> float:
+    """sum (got - want)^2 / sum want^2, in float32 sums over parts, so that no float32 copy of the whole is made."""
+    if got.shape != want.shape:
+        raise ValueError(f"shape {tuple(got.shape)}, the true result has {tuple(want.shape)}")
+    error = size = 0.0
+    for mine, true in zip(got.flatten().split(part), want.flatten().split(part), strict=True):
+        wide = true.float()
+        error += float((mine.float() - wide).square().sum())
+        size += float(wide.square().sum())
+    return error / max(size, 1e-30)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from benchmarks.cuda.results import Results
-from benchmarks.cuda.workload import filled, planned
+from benchmarks.cuda.timing import DEVICE
+from benchmarks.cuda.workload import FRAMES, LATENT, TOY, filled, planned
 
 FLOP = 275e12
 """Of the whole decode; see NUMBERS."""
@@ -18,7 +19,7 @@ def decoder(args: argparse.Namespace) -> Any:
     """The bound VAE with random weights, on the GPU."""
     from turbort.models.vae import build_vae
 
-    spec, _, registry, plan = planned("wan2.1-t2v-1.3b", args.profile)
+    spec, _, registry, plan = planned(args.model, args.profile)
     with torch.device("meta"):
         vae = build_vae(spec.vae).requires_grad_(False).eval()
     return filled(vae, "vae", plan, registry, torch.bfloat16)
@@ -27,21 +28,23 @@ def decoder(args: argparse.Namespace) -> Any:
 @torch.inference_mode()
 def run(results: Results, args: argparse.Namespace) -> None:
     model = decoder(args)
-    latents = torch.randn(1, 16, 21, 60, 104, device="cuda", dtype=torch.bfloat16)
-    for chunk in (1, 2, 4, 8):
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    latents = torch.randn(1, 16, *LATENT, device=DEVICE, dtype=torch.bfloat16)
+    for chunk in (2, 4) if args.quick else (1, 2, 4, 8):
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
 
         def decode(chunk: int = chunk) -> None:
             for _ in model.decode_stream(latents, chunk=chunk):
                 pass
 
-        results.time(f"decode 81 frames, {chunk} latent frames a chunk", decode, flop=FLOP, seconds=2.0)
-        results.note(f"peak memory, chunk {chunk}", gib=torch.cuda.max_memory_allocated() / 2**30)
-    for channels, height, width in ((384, 60, 104), (384, 120, 208), (192, 240, 416), (96, 480, 832)):
-        x = torch.randn(1, channels, 6, height, width, device="cuda", dtype=torch.bfloat16)
+        results.time(f"decode {FRAMES} frames, {chunk} latent frames a chunk", decode, flop=FLOP, seconds=1.0)
+        if DEVICE == "cuda":
+            results.note(f"peak memory, chunk {chunk}", gib=torch.cuda.max_memory_allocated() / 2**30)
+    for channels, height, width in () if TOY else ((384, 60, 104), (384, 120, 208), (192, 240, 416), (96, 480, 832)):
+        x = torch.randn(1, channels, 6, height, width, device=DEVICE, dtype=torch.bfloat16)
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        weight = torch.randn(channels, channels, 3, 3, 3, device="cuda", dtype=torch.bfloat16).contiguous(
+        weight = torch.randn(channels, channels, 3, 3, 3, device=DEVICE, dtype=torch.bfloat16).contiguous(
             memory_format=torch.channels_last_3d
         )
         flop = 2.0 * 27 * channels * channels * 4 * height * width

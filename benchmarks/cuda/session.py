@@ -1,0 +1,116 @@
+"""The measurements that matter, in the order of what they decide, within a fixed time: for a GPU that is there for minutes only.
+
+Every job is a process of its own with its own limit. All of them are started at once, so that their imports are done when their
+turn comes, and then run one after the other; a row is written as soon as it is measured, so that a killed job keeps its rows.
+Run `check` before: it leaves the compiled kernels in Triton's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cuda.results import line_of
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Job:
+    """Arguments of `python -m benchmarks.cuda` and the seconds they may take."""
+
+    arguments: tuple[str, ...]
+    limit: float
+
+
+JOBS = (
+    Job(("step", "breakdown"), 75),
+    Job(("linear", "--quick"), 40),
+    Job(("attention",), 40),
+    Job(("vae", "--quick"), 50),
+    Job(("e2e",), 60),
+    Job(("tune", "--quick"), 80),
+    Job(("passes",), 25),
+    Job(("step", "--dense", "--quick"), 40),
+)
+
+
+def run(args: argparse.Namespace) -> bool:
+    """Run the jobs; rows are printed after each job and kept in `cuda_session.json` under `args.out`."""
+    end = time.monotonic() + args.limit
+    device, found = "", []
+    jobs = [job for job in JOBS if not args.jobs_only or job.arguments[0] in args.jobs_only.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        waiting = [_start(job, Path(folder) / f"{index}", args) for index, job in enumerate(jobs)]
+        for job, process, path in waiting:
+            name = " ".join(job.arguments)
+            left = min(job.limit, end - time.monotonic())
+            started = time.monotonic()
+            outcome = _finish(process, left) if left > 3 else _drop(process)
+            rows = _rows(path.with_suffix(".rows"))
+            print(f"== {name}: {outcome} after {time.monotonic() - started:.0f} s", flush=True)
+            for row in rows:
+                print(line_of(row), flush=True)
+            if outcome != "done" and left > 3:
+                print("\n".join(_tail(path.with_suffix(".log"), 4)), flush=True)
+            found.append({"job": name, "outcome": outcome, "rows": rows})
+            device = next((row["device"] for row in rows if "device" in row), device)
+            if args.out:
+                args.out.mkdir(parents=True, exist_ok=True)
+                content = {"device": device, "jobs": found}
+                (args.out / "cuda_session.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return all(job["outcome"] == "done" for job in found)
+
+
+def _start(job: Job, path: Path, args: argparse.Namespace) -> tuple[Job, subprocess.Popen[bytes], Path]:
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.cuda", *job.arguments, "--wait"]
+    command += ["--rows", str(path.with_suffix(".rows")), "--profile", args.profile]
+    with path.with_suffix(".log").open("wb") as log:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "4"}
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=ROOT, env=environment)
+    return job, process, path
+
+
+def _finish(process: subprocess.Popen[bytes], seconds: float) -> str:
+    assert process.stdin is not None
+    try:
+        process.stdin.write(b"go\n")
+        process.stdin.close()
+        code = process.wait(timeout=seconds)
+    except OSError:
+        code = process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        _drop(process)
+        return f"stopped at {seconds:.0f} s"
+    return "done" if code == 0 else f"exit code {code}"
+
+
+def _drop(process: subprocess.Popen[bytes]) -> str:
+    process.kill()
+    process.wait()
+    return "not run"
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break  # the last line of a killed job
+    return rows
+
+
+def _tail(path: Path, count: int) -> list[str]:
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return [line[:300] for line in lines[-count:]]
