@@ -4,7 +4,8 @@
 
 q is quantised in registers when its tile is loaded, one scale per row: no pass over memory, and finer than one scale per tile.
 Scores are int32, softmax float32 in base 2. P is rounded to v's dtype, or made as 448 p and rounded to e4m3. Source of the
-scheme: SageAttention (arXiv 2410.02367, 2411.10958). The sparse form is `turbort.ops.sla_attention`: see `turbort_cuda.kernels.sla`.
+scheme: SageAttention (arXiv 2410.02367, 2411.10958). The sparse form is `turbort.ops.sla_attention`: see
+`turbort_cuda.kernels.sla`.
 """
 
 from __future__ import annotations

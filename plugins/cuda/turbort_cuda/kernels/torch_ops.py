@@ -1,4 +1,4 @@
-"""Reference functions on a GPU, with what torch's own kernels need there: aligned attention inputs, and convolutions without TF32."""
+"""Reference functions on a GPU with what torch's kernels need there: aligned rows for attention, no TF32 in convolutions."""
 
 from __future__ import annotations
 
