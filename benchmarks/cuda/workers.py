@@ -73,7 +73,9 @@ class Worker:
         code = self.process.wait()
         self.messages.seek(0)
         lines = [line for line in self.messages.read().decode(errors="replace").splitlines() if line.strip()]
-        self.messages.close()
+        for file in (self.messages, self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError):
+                file.close()  # type: ignore[union-attr]
         return ("no answer" if hung else f"exit code {code}") + (f": {lines[-1][:300]}" if lines else "")
 
 

@@ -24,6 +24,8 @@ TORCH_OPS = (
     "linear", "attention", "sla_attention", "gated_residual", "patchify", "unpatchify", "causal_conv3d", "vae_norm_silu",
     "vae_upsample", "norm_modulate", "layer_norm", "rms_norm", "gated_residual_norm_modulate", "qk_norm_rope",
 )  # fmt: skip
+NEEDING_CARE = ("attention", "sla_attention", "causal_conv3d", "vae_upsample")
+"""Torch ops that are wrong, or not exact, on a GPU as they are: see `turbort_cuda.kernels.torch_ops`."""
 
 
 def kernel_table() -> Iterator[Kernel]:
@@ -34,7 +36,8 @@ def kernel_table() -> Iterator[Kernel]:
     yield from _video()
     for kernel in reference_kernels("torch", priority=-100):
         if kernel.op in TORCH_OPS and not kernel.name.endswith("w4a8"):
-            yield Kernel(kernel.op, kernel.name, kernel.target, FLOATS, priority=-100)
+            target = f"{K}torch_ops:{kernel.op}" if kernel.op in NEEDING_CARE else kernel.target
+            yield Kernel(kernel.op, kernel.name, target, FLOATS, priority=-100)
 
 
 def _linears() -> Iterable[Kernel]:

@@ -179,6 +179,7 @@ def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch
         "SPARSE": sparse,
         "LINEAR": sparse,
         "STAGES": c["stages"],
+        "AHEAD": bool(c.get("ahead")) and int8,
     }
     return Launch(name, attention.attention_kernel, arguments, constants, c["warps"], c["stages"], "s8" if int8 else "bf16")
 
@@ -243,11 +244,12 @@ def _passes(fp8: bool) -> Iterator[Launch]:
             "stride_y": A,
             **gates,
         }
-        constants = {"WIDTH": 2048, "KIND": 0, "GATED": emit != "none", "QUANT": emit != "none", "FP8": emit == "fp8"}
-        yield Launch(f"norm-{emit}", norm.norm_kernel, arguments, constants, quant.warps_for(2048), 3)
+        part = {"WIDE": 1024, "REST": 512, "QUANT": emit != "none", "FP8": emit == "fp8"}
+        constants = {**part, "KIND": 0, "GATED": emit != "none"}
+        yield Launch(f"norm-{emit}", norm.norm_kernel, arguments, constants, quant.warps_for(1024), 3)
         arguments = {"x": "*bf16", "out": kind, "scales": "*fp32", "D": A, "stride": A}
-        constants = {"WIDTH": 16384, "GELU": True, "QUANT": emit != "none", "FP8": emit == "fp8"}
-        yield Launch(f"gelu-{emit}", quant.rows_kernel, arguments, constants, quant.warps_for(16384), 3)
+        constants = {**part, "WIDE": 8192, "REST": 1024, "GELU": True}
+        yield Launch(f"gelu-{emit}", quant.rows_kernel, arguments, constants, quant.warps_for(8192), 3)
     yield Launch(
         "quantize-blocks",
         quant.blocks_kernel,

@@ -3,8 +3,9 @@
     s = q k^T * sq[row] * sk[block] / sqrt(d);  p = exp(s - max);  o = (sum p v) / (sum p)
 
 q is quantised in registers when its tile is loaded, one scale per row: no pass over memory, and finer than one scale per tile.
-Scores are int32, softmax float32 in base 2. P is rounded to v's dtype, or scaled by 448 to e4m3. Source of the scheme:
-SageAttention (arXiv 2410.02367, 2411.10958). The sparse form is `turbort.ops.sla_attention`: see `turbort_cuda.kernels.sla`.
+Scores are int32, softmax float32 in base 2. P is rounded to v's dtype, or made as 448 p and rounded to e4m3. Source of the
+scheme: SageAttention (arXiv 2410.02367, 2411.10958). The sparse form is `turbort.ops.sla_attention`: see
+`turbort_cuda.kernels.sla`.
 """
 
 from __future__ import annotations
@@ -18,18 +19,28 @@ from torch import Tensor
 
 from turbort.errors import unknown
 from turbort.precision import ATTENTION
-from turbort_cuda.kernels.common import FLOOR, rounded
+from turbort_cuda.kernels.common import FLOOR, nearest_int8
 from turbort_cuda.kernels.kv import Prepared, prepare
 from turbort_cuda.launch import capability, describable, descriptor, on
 from turbort_cuda.tuning import pick
 
 
 @triton.jit
-def attend(
-    acc, total, top, q, factor, k, v, k_scales, block, L, bh, blocks, stride_kl, stride_vl,
-    BLOCK_N: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr, TMA: tl.constexpr, TAIL: tl.constexpr,
+def in_operand_order(p, ROWS: tl.constexpr, KEYS: tl.constexpr):
+    """p [ROWS, KEYS] with keys in the order of `kv.in_operand_order`, so that no value changes its thread.
+
+    A thread holds columns 8j + 2t and 8j + 2t + 1 of a product's result, and needs 4t to 4t + 3 of each 16 as 8-bit operand.
+    """
+    split = tl.reshape(p, (ROWS, KEYS // 16, 2, 4, 2))
+    return tl.reshape(tl.permute(split, (0, 1, 3, 2, 4)), (ROWS, KEYS))
+
+
+@triton.jit
+def scores(
+    q, k, block, L, bh, blocks, stride_kl,
+    BLOCK_N: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, TMA: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys: the new (acc, total, top). TAIL masks keys at or past L; other blocks are whole."""
+    """q k^T for one block of keys, unscaled: int32, or float32 in 16 bits. TAIL: some keys may lie at or past L."""
     keys = block * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.arange(0, D)
     if INT8:
@@ -37,20 +48,35 @@ def attend(
             key = k.load([(bh * blocks + block) * BLOCK_N, 0])
         else:
             key = tl.load(k + (bh.to(tl.int64) * blocks * BLOCK_N + keys)[:, None] * D + cols[None, :])
-        scale = factor * tl.load(k_scales + bh * blocks + block)
-        s = tl.dot(q, key.T, out_dtype=tl.int32).to(tl.float32)
+        s = tl.dot(q, key.T, out_dtype=tl.int32)
     else:
         if TAIL:
             key = tl.load(k + keys.to(tl.int64)[:, None] * stride_kl + cols[None, :], mask=(keys < L)[:, None], other=0.0)
         else:
             key = tl.load(k + keys.to(tl.int64)[:, None] * stride_kl + cols[None, :])
-        scale = factor
         s = tl.dot(q, key.T)
+    return s
+
+
+@triton.jit
+def absorb(
+    acc, total, top, s, factor, v, k_scales, block, L, bh, blocks, stride_vl,
+    BLOCK_N: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr, TMA: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """The new (acc, total, top) after the scores of one block of keys. TAIL masks keys at or past L; other blocks are whole."""
+    keys = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    cols = tl.arange(0, D)
+    s = s.to(tl.float32)
+    scale = factor
+    if INT8:
+        scale = factor * tl.load(k_scales + bh * blocks + block)
     if TAIL:
         s = tl.where((keys < L)[None, :], s, float("-inf"))
     # Scales are positive, so the maximum may be taken before them and one fma does scale and shift.
     higher = tl.maximum(top, tl.max(s, axis=1) * scale)
-    p = tl.exp2(tl.fma(s, tl.broadcast_to(scale[:, None], s.shape), tl.broadcast_to(-higher[:, None], s.shape)))
+    # e4m3 wants p times 448: a larger exponent gives it for nothing, and the same factor in the sum takes it out again.
+    shift = (8.807354922057604 if FP8 else 0.0) - higher
+    p = tl.exp2(tl.fma(s, tl.broadcast_to(scale[:, None], s.shape), tl.broadcast_to(shift[:, None], s.shape)))
     fade = tl.exp2(top - higher)
     total = total * fade + tl.sum(p, axis=1)
     # A product of its own, added afterwards: a wgmma that accumulated across iterations would be in flight over the loop's
@@ -60,7 +86,7 @@ def attend(
             value = v.load([bh * D, block * BLOCK_N])
         else:
             value = tl.load(v + (bh.to(tl.int64) * D + cols)[:, None] * (blocks * BLOCK_N) + keys[None, :])
-        update = tl.dot((p * 448.0).to(tl.float8e4nv), value.T)
+        update = tl.dot(in_operand_order(p, s.shape[0], BLOCK_N).to(tl.float8e4nv), value.T)
     else:
         if TAIL:
             value = tl.load(v + keys.to(tl.int64)[:, None] * stride_vl + cols[None, :], mask=(keys < L)[:, None], other=0.0)
@@ -76,7 +102,7 @@ def attention_kernel(
     q, k, v, out, k_scales, v_scales, lut, state, totals, proj, proj_bias, LQ, LK, H, blocks, chosen, softmax_scale,
     stride_qb, stride_ql, stride_qh, stride_kb, stride_kl, stride_kh, stride_vb, stride_vl, stride_vh,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr, TMA: tl.constexpr,
-    SPARSE: tl.constexpr, LINEAR: tl.constexpr, STAGES: tl.constexpr,
+    SPARSE: tl.constexpr, LINEAR: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of one head. SPARSE: `chosen` ascending key blocks from lut int32 [B*H, query blocks, chosen].
 
@@ -94,7 +120,7 @@ def attention_kernel(
     if INT8:
         full = given.to(tl.float32)
         amax = tl.maximum(tl.max(tl.abs(full), axis=1), FLOOR)
-        query = rounded(full * (127.0 / amax)[:, None]).to(tl.int8)
+        query = nearest_int8(full * (127.0 / amax)[:, None])
         factor = amax * (softmax_scale / 127.0)
     else:
         query = given
@@ -107,20 +133,35 @@ def attention_kernel(
     acc = tl.zeros((BLOCK_M, D), dtype=tl.float32)
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
-    for step in tl.range(0, chosen - 1, num_stages=STAGES):
-        block = tl.load(lut + step) if SPARSE else step
-        acc, total, top = attend(
-            acc, total, top, query, factor, k, v, k_scales, block, LK, bh, blocks, stride_kl, stride_vl,
-            BLOCK_N, D, INT8, FP8, TMA, False,
-        )  # fmt: skip
-    block = tl.load(lut + chosen - 1) if SPARSE else chosen - 1
-    acc, total, top = attend(
-        acc, total, top, query, factor, k, v, k_scales, block, LK, bh, blocks, stride_kl, stride_vl,
-        BLOCK_N, D, INT8, FP8, TMA, True,
-    )  # fmt: skip
+    last = tl.load(lut + chosen - 1) if SPARSE else chosen - 1
+    if AHEAD:
+        # The products of the next block run while this one's softmax is computed. 8-bit keys are padded: no mask is needed.
+        block = tl.load(lut) if SPARSE else 0
+        s = scores(query, k, block, LK, bh, blocks, stride_kl, BLOCK_N, D, INT8, TMA, False)
+        for step in tl.range(1, chosen, num_stages=STAGES):
+            following = tl.load(lut + step) if SPARSE else step
+            coming = scores(query, k, following, LK, bh, blocks, stride_kl, BLOCK_N, D, INT8, TMA, False)
+            block = tl.load(lut + step - 1) if SPARSE else step - 1
+            acc, total, top = absorb(
+                acc, total, top, s, factor, v, k_scales, block, LK, bh, blocks, stride_vl,
+                BLOCK_N, D, INT8, FP8, TMA, False,
+            )  # fmt: skip
+            s = coming
+    else:
+        for step in tl.range(0, chosen - 1, num_stages=STAGES):
+            block = tl.load(lut + step) if SPARSE else step
+            s = scores(query, k, block, LK, bh, blocks, stride_kl, BLOCK_N, D, INT8, TMA, False)
+            acc, total, top = absorb(
+                acc, total, top, s, factor, v, k_scales, block, LK, bh, blocks, stride_vl,
+                BLOCK_N, D, INT8, FP8, TMA, False,
+            )  # fmt: skip
+        s = scores(query, k, last, LK, bh, blocks, stride_kl, BLOCK_N, D, INT8, TMA, True)
+    acc, total, top = absorb(
+        acc, total, top, s, factor, v, k_scales, last, LK, bh, blocks, stride_vl, BLOCK_N, D, INT8, FP8, TMA, True
+    )
     y = acc / total[:, None]
     if FP8:
-        y = y * (tl.load(v_scales + bh * D + cols) * (1.0 / 448.0))[None, :]
+        y = y * tl.load(v_scales + bh * D + cols)[None, :]
     if LINEAR:
         kind: tl.constexpr = out.dtype.element_ty
         # Read again rather than kept: the tile would occupy registers through the whole loop.
@@ -167,7 +208,7 @@ def launch(
             q, keys, values, out, *(out if t is None else t for t in given), lq, k.shape[1], heads, ready.blocks, chosen,
             1.4426950408889634 * d**-0.5, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             rows, cols, d, int8, fp8, tma, lut is not None, ready.state is not None, config["stages"],
-            num_warps=config["warps"], num_stages=config["stages"],
+            bool(config.get("ahead")) and int8, num_warps=config["warps"], num_stages=config["stages"],
         )  # fmt: skip
     return out
 

@@ -2,7 +2,7 @@
 
 Pass 1 (`sums_kernel`): sums over blocks of tokens, from which the mean of k (smoothing) and SLA's pooled blocks follow, and the
 largest |v| per channel (e4m3 scales). Pass 2 (`prepare_kernel`): int8 codes of the smoothed k with one scale per block of keys,
-e4m3 codes of v stored transposed, and SLA's linear state f(k)^T v and sum f(k), f = softmax over the head.
+e4m3 codes of v stored transposed and in operand order, and SLA's linear state f(k)^T v and sum f(k), f = softmax over the head.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from turbort.ops.block_map import tree_sum
-from turbort_cuda.kernels.common import FLOOR, rounded
+from turbort_cuda.kernels.common import FLOOR, nearest_int8
 from turbort_cuda.launch import capability, multiprocessors, on
 from turbort_cuda.tuning import pick
 
@@ -55,6 +55,17 @@ def sums_kernel(
 
 
 @triton.jit
+def in_operand_order(v, ROWS: tl.constexpr, D: tl.constexpr):
+    """v [D, ROWS] with its keys, 16 by 16, in the order 0 1 8 9, 2 3 10 11, 4 5 12 13, 6 7 14 15.
+
+    P comes out of one product and goes into the next as an 8-bit operand, whose registers hold keys in this order; see
+    `attention.in_operand_order`. A sum over keys may be taken in any order that both sides agree on.
+    """
+    split = tl.reshape(v, (D, ROWS // 16, 2, 4, 2))
+    return tl.reshape(tl.permute(split, (0, 1, 3, 2, 4)), (D, ROWS))
+
+
+@triton.jit
 def prepare_kernel(
     k, v, mean, v_scale, codes, k_scales, v_codes, state, totals, L, H, blocks, per_chunk,
     stride_kb, stride_kl, stride_kh, stride_vb, stride_vl, stride_vh,
@@ -88,13 +99,13 @@ def prepare_kernel(
             smooth = tl.where(here, key - centre[None, :], 0.0)
             amax = tl.maximum(tl.max(tl.abs(smooth)), FLOOR)
             place = (bh * blocks * ROWS + rows)[:, None] * D + cols[None, :]
-            tl.store(codes + place, rounded(smooth * (127.0 / amax)).to(tl.int8))
+            tl.store(codes + place, nearest_int8(smooth * (127.0 / amax)))
             tl.store(k_scales + bh * blocks + block, amax / 127.0)
         if FP8:
             scaled = value.to(tl.float32) * unit[None, :]
             eight = tl.minimum(tl.maximum(scaled, -448.0), 448.0).to(tl.float8e4nv)
             place = (bh * D + cols)[:, None] * (blocks * ROWS) + rows[None, :]
-            tl.store(v_codes + place, tl.trans(eight))
+            tl.store(v_codes + place, in_operand_order(tl.trans(eight), ROWS, D))
         if LINEAR:
             power = tl.exp(key - tl.max(key, axis=1)[:, None])
             feature = tl.where(here, power / tl.sum(power, axis=1)[:, None], 0.0)

@@ -1,7 +1,7 @@
 """Norms, modulation and gated residuals: each reads its inputs once and writes its outputs once.
 
-One program holds one row in registers, padded to a power of two. Padding lanes are set to zero after the mean is taken off, so
-they never enter a statistic, whatever the width. Statistics are float32, the variance in two passes over registers.
+One program holds one row in registers, in two parts whose widths are powers of two. Padding lanes of the second are set to zero
+after the mean is taken off, so they never enter a statistic. Statistics are float32, the variance in two passes over registers.
 """
 
 from __future__ import annotations
@@ -13,53 +13,94 @@ from torch import Tensor
 
 from turbort.errors import unknown
 from turbort.quant.qtensor import QTensor
-from turbort_cuda.kernels.common import quantised
-from turbort_cuda.kernels.quant import EMITS, quantize, warps_for
+from turbort_cuda.kernels.common import rounded_to
+from turbort_cuda.kernels.quant import EMITS, part_of, quantize, row_factor, store_part, warps_for, widths
 from turbort_cuda.launch import on, rows_of, three
 
 MODULATE, AFFINE, RMS, NOTHING = 0, 1, 2, 3
 
 
 @triton.jit
+def summed(
+    x, y, gate, new, cols, D, stride_x, stride_y, at_gate, row, GATED: tl.constexpr, MASKED: tl.constexpr
+):  # fmt: skip
+    """Columns of a row of x, in float32; GATED: of x + y * gate, rounded to its dtype and stored in `new`."""
+    here = cols < D
+    v = part_of(x + row * stride_x, cols, here, MASKED)
+    if GATED:
+        added = part_of(y + row * stride_y, cols, here, MASKED)
+        v = rounded_to(v + added * part_of(gate + at_gate, cols, here, MASKED), new.dtype.element_ty)
+        if MASKED:
+            tl.store(new + row * D + cols, v.to(new.dtype.element_ty), mask=here)
+        else:
+            tl.store(new + row * D + cols, v.to(new.dtype.element_ty))
+    return v
+
+
+@triton.jit
+def affine(v, scale, shift, cols, D, KIND: tl.constexpr, MASKED: tl.constexpr):
+    """v (1 + scale) + shift for KIND 0, v weight + bias for 1, v weight for 2; 0 past the row's end."""
+    here = cols < D
+    a = part_of(scale, cols, here, MASKED)
+    if KIND == 2:
+        return v * a
+    b = part_of(shift, cols, here, MASKED)
+    if KIND == 0:
+        a = 1.0 + a
+        if MASKED:
+            a = tl.where(here, a, 0.0)
+    return v * a + b
+
+
+@triton.jit
 def norm_kernel(
     x, y, gate, scale, shift, new, out, scales, D, length, eps, stride_x, stride_y, stride_gb, stride_gl, stride_sb, stride_sl,
     stride_hb, stride_hl,
-    WIDTH: tl.constexpr, KIND: tl.constexpr, GATED: tl.constexpr, QUANT: tl.constexpr, FP8: tl.constexpr,
+    WIDE: tl.constexpr, REST: tl.constexpr, KIND: tl.constexpr, GATED: tl.constexpr, QUANT: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
-    """One row. KIND 0: LayerNorm, (1 + scale), shift; 1: LayerNorm, weight, bias; 2: RMSNorm, weight; 3: none.
+    """One row, in WIDE columns and at most REST more. KIND 0: LayerNorm, (1 + scale), shift; 1: LayerNorm, weight, bias;
+    2: RMSNorm, weight; 3: none.
 
     GATED: x becomes x + y * gate first, rounded to its dtype and stored in `new`.
     """
     row = tl.program_id(0).to(tl.int64)
     batch = row // length
     place = row % length
-    cols = tl.arange(0, WIDTH)
-    here = cols < D
-    v = tl.load(x + row * stride_x + cols, mask=here, other=0.0).to(tl.float32)
-    if GATED:
-        added = tl.load(y + row * stride_y + cols, mask=here, other=0.0).to(tl.float32)
-        g = tl.load(gate + batch * stride_gb + place * stride_gl + cols, mask=here, other=0.0).to(tl.float32)
-        rounded_sum = (v + added * g).to(new.dtype.element_ty)
-        tl.store(new + row * D + cols, rounded_sum, mask=here)
-        v = rounded_sum.to(tl.float32)
+    at_gate = batch * stride_gb + place * stride_gl
+    first = tl.arange(0, WIDE)
+    a = summed(x, y, gate, new, first, D, stride_x, stride_y, at_gate, row, GATED, False)
+    if REST:
+        second = WIDE + tl.arange(0, REST)
+        b = summed(x, y, gate, new, second, D, stride_x, stride_y, at_gate, row, GATED, True)
     if KIND != 3:
-        a = tl.load(scale + batch * stride_sb + place * stride_sl + cols, mask=here, other=0.0).to(tl.float32)
-        if KIND == 2:
-            v = v * tl.rsqrt(tl.sum(v * v, axis=0) / D + eps) * a
-        else:
-            v = tl.where(here, v - tl.sum(v, axis=0) / D, 0.0)
-            v = v * tl.rsqrt(tl.sum(v * v, axis=0) / D + eps)
-            b = tl.load(shift + batch * stride_hb + place * stride_hl + cols, mask=here, other=0.0).to(tl.float32)
-            if KIND == 0:
-                a = tl.where(here, 1.0 + a, 0.0)
-            v = v * a + b
+        if KIND != 2:
+            total = tl.sum(a, axis=0)
+            if REST:
+                total += tl.sum(b, axis=0)
+                b = tl.where(second < D, b - total / D, 0.0)
+            a = a - total / D
+        squares = tl.sum(a * a, axis=0)
+        if REST:
+            squares += tl.sum(b * b, axis=0)
+        root = tl.rsqrt(squares / D + eps)
+        scale += batch * stride_sb + place * stride_sl
+        shift += batch * stride_hb + place * stride_hl
+        a = affine(a * root, scale, shift, first, D, KIND, False)
         if QUANT:
-            v = v.to(x.dtype.element_ty).to(tl.float32)
-            codes, s = quantised(v[None, :], 448.0 if FP8 else 127.0, FP8)
-            tl.store(out + row * D + cols, tl.reshape(codes, (WIDTH,)), mask=here)
-            tl.store(scales + row + tl.arange(0, 1), s)
-        else:
-            tl.store(out + row * D + cols, v.to(out.dtype.element_ty), mask=here)
+            a = rounded_to(a, x.dtype.element_ty)
+        if REST:
+            b = affine(b * root, scale, shift, second, D, KIND, True)
+            if QUANT:
+                b = rounded_to(b, x.dtype.element_ty)
+        factor = 1.0
+        if QUANT:
+            amax = tl.max(tl.abs(a), axis=0)
+            if REST:
+                amax = tl.maximum(amax, tl.max(tl.abs(b), axis=0))
+            factor = row_factor(scales + row, amax, FP8)
+        store_part(out + row * D, a, factor, first, D, QUANT, FP8, False)
+        if REST:
+            store_part(out + row * D, b, factor, second, D, QUANT, FP8, True)
 
 
 def norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6, emit: str | None = None) -> Tensor | QTensor:
@@ -114,13 +155,13 @@ def _run(
     b, *strides_b = three(shift, batch, length)
     added = rows if y is None else rows_of(y)
     g, *strides_g = three(a if gate is None else gate, batch, length)
-    width = triton.next_power_of_2(d)
+    wide, rest = widths(d)
     if m:
         with on(x.device):
             norm_kernel[(m,)](
                 rows, added, g, a, b, new, out, scales, d, length, eps, rows.stride(0), added.stride(0),
                 *strides_g, *strides_a, *strides_b,
-                width, kind, y is not None, token, emit == "fp8-token", num_warps=warps_for(width),
+                wide, rest, kind, y is not None, token, emit == "fp8-token", num_warps=warps_for(wide),
             )  # fmt: skip
     if token:
         return new, QTensor(str(emit), out, scales, x.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from turbort.errors import InputError, unknown
 from turbort.quant.qtensor import QTensor
-from turbort_cuda.kernels.common import FLOOR, gelu_tanh, quantised, rounded
+from turbort_cuda.kernels.common import FLOOR, gelu_tanh, nearest_int8, rounded_to, to_codes
 from turbort_cuda.launch import on, rows_of
 
 EMITS = ("int8-token", "fp8-token", "int8-block128")
@@ -17,22 +17,64 @@ BLOCK = 128
 
 
 @triton.jit
+def part_of(pointer, cols, here, MASKED: tl.constexpr):
+    """Columns of a row in float32; 0 past its end."""
+    if MASKED:
+        return tl.load(pointer + cols, mask=here, other=0.0).to(tl.float32)
+    else:
+        return tl.load(pointer + cols).to(tl.float32)
+
+
+@triton.jit
+def row_factor(scale, amax, FP8: tl.constexpr):
+    """Stores a row's scale, max(amax, 1e-8) / 127 (448 for e4m3), and returns what its values are multiplied by."""
+    top: tl.constexpr = 448.0 if FP8 else 127.0
+    amax = tl.maximum(amax, FLOOR)
+    tl.store(scale, amax / top)
+    return top / amax
+
+
+@triton.jit
+def store_part(pointer, y, factor, cols, D, QUANT: tl.constexpr, FP8: tl.constexpr, MASKED: tl.constexpr):
+    """Columns of a row: codes of y * factor with QUANT, otherwise y."""
+    if QUANT:
+        y = to_codes(y, factor, FP8)
+    else:
+        y = y.to(pointer.dtype.element_ty)
+    if MASKED:
+        tl.store(pointer + cols, y, mask=cols < D)
+    else:
+        tl.store(pointer + cols, y)
+
+
+@triton.jit
 def rows_kernel(
-    x, out, scales, D, stride, WIDTH: tl.constexpr, GELU: tl.constexpr, QUANT: tl.constexpr, FP8: tl.constexpr
+    x, out, scales, D, stride, WIDE: tl.constexpr, REST: tl.constexpr, GELU: tl.constexpr, QUANT: tl.constexpr, FP8: tl.constexpr
 ):  # fmt: skip
     """One row: optional GELU rounded to x's dtype, then codes and scale, or the values themselves without QUANT."""
     row = tl.program_id(0).to(tl.int64)
-    cols = tl.arange(0, WIDTH)
-    here = cols < D
-    y = tl.load(x + row * stride + cols, mask=here, other=0.0).to(tl.float32)
+    first = tl.arange(0, WIDE)
+    a = part_of(x + row * stride, first, first < D, False)
+    if REST:
+        second = WIDE + tl.arange(0, REST)
+        b = part_of(x + row * stride, second, second < D, True)
     if GELU:
-        y = gelu_tanh(y).to(x.dtype.element_ty).to(tl.float32)
+        a = gelu_tanh(a)
+        if QUANT:
+            a = rounded_to(a, x.dtype.element_ty)
+        if REST:
+            b = gelu_tanh(b)
+            if QUANT:
+                b = rounded_to(b, x.dtype.element_ty)
+    factor = 1.0
     if QUANT:
-        codes, scale = quantised(y[None, :], 448.0 if FP8 else 127.0, FP8)
-        tl.store(out + row * D + cols, tl.reshape(codes, (WIDTH,)), mask=here)
-        tl.store(scales + row + tl.arange(0, 1), scale)
-    else:
-        tl.store(out + row * D + cols, y.to(out.dtype.element_ty), mask=here)
+        amax = tl.max(tl.abs(a), axis=0)
+        if REST:
+            amax = tl.maximum(amax, tl.max(tl.abs(b), axis=0))
+        factor = row_factor(scales + row, amax, FP8)
+    store_part(out + row * D, a, factor, first, D, QUANT, FP8, False)
+    if REST:
+        store_part(out + row * D, b, factor, second, D, QUANT, FP8, True)
 
 
 @triton.jit
@@ -43,16 +85,22 @@ def blocks_kernel(x, out, scales, M, D, stride, tiles, EDGE: tl.constexpr, GELU:
     inside = (rows < M)[:, None] & (cols < D)[None, :]
     y = tl.load(x + rows.to(tl.int64)[:, None] * stride + cols[None, :], mask=inside, other=0.0).to(tl.float32)
     if GELU:
-        y = gelu_tanh(y).to(x.dtype.element_ty).to(tl.float32)
+        y = rounded_to(gelu_tanh(y), x.dtype.element_ty)
     amax = tl.maximum(tl.max(tl.abs(y)), FLOOR)
-    codes = tl.minimum(tl.maximum(rounded(y * (EDGE / amax)), -128.0), 127.0).to(tl.int8)
+    codes = nearest_int8(tl.minimum(tl.maximum(y * (EDGE / amax), -128.0), 127.0))
     tl.store(out + rows.to(tl.int64)[:, None] * D + cols[None, :], codes, mask=inside)
     tl.store(scales + tl.program_id(0) * tiles + tl.program_id(1), amax / EDGE)
 
 
-def warps_for(width: int) -> int:
-    """Warps of a program that holds `width` float32 values: about 16 values a thread."""
-    return max(1, min(16, width // 512))
+def widths(d: int) -> tuple[int, int]:
+    """Powers of two that cover d columns: the largest that fits, and one for the rest or 0. 8960 takes 8192 + 1024, not 16384."""
+    wide = 1 << (d.bit_length() - 1)
+    return wide, triton.next_power_of_2(d - wide) if d > wide else 0
+
+
+def warps_for(wide: int) -> int:
+    """Warps of a program that holds rows of at least this many values: 32 to 64 a thread, and few barriers between warps."""
+    return max(1, min(16, wide // 1024))
 
 
 def quantize(x: Tensor, *, emit: str) -> QTensor:
@@ -77,12 +125,12 @@ def _passed(x: Tensor, emit: str | None, *, gelu: bool) -> Tensor | QTensor:
     kind = {None: x.dtype, "int8-token": torch.int8, "fp8-token": torch.float8_e4m3fn}[emit]
     out = torch.empty(x.shape, dtype=kind, device=x.device)
     scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device) if emit else out
-    width = triton.next_power_of_2(d)
+    wide, rest = widths(d)
     if m:
         with on(x.device):
             rows_kernel[(m,)](
-                rows, out, scales, d, rows.stride(0), width, gelu, emit is not None, emit == "fp8-token",
-                num_warps=warps_for(width),
+                rows, out, scales, d, rows.stride(0), wide, rest, gelu, emit is not None, emit == "fp8-token",
+                num_warps=warps_for(wide),
             )  # fmt: skip
     return out if emit is None else QTensor(emit, out, scales, x.dtype)
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from turbort_cuda.kernels.torch_ops import aligned
 from turbort_cuda.launch import capability
 
 CUDNN_FROM = 90
@@ -19,5 +20,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, precision: str | None = None) 
     """`turbort.ops.attention` in the dtype of its inputs; [B, L, H, d]."""
     order = [SDPBackend.CUDNN_ATTENTION, *_REST] if capability(q.device) >= CUDNN_FROM and q.shape[-1] <= 128 else _REST
     with sdpa_kernel(order, set_priority=True), torch.autocast(q.device.type, enabled=False):
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        queries, keys, values = (aligned(t).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(queries, keys, values)
     return out.transpose(1, 2)
