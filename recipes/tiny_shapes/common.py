@@ -80,7 +80,7 @@ def prepare(o: Options) -> torch.device:
         dynamo: Any = torch._dynamo.config
         dynamo.recompile_limit = 128
         dynamo.accumulated_recompile_limit = 1024
-    if o.device == "cpu":
+    if o.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, min(2, os.cpu_count() or 1) // parallel.world()))
     return device
 

@@ -72,7 +72,7 @@ def tokens(texts: list[str], length: int) -> np.ndarray:
 def draw_scenes(count: int, seed: int, length: int) -> tuple[list[scene.Scene], np.ndarray]:
     """Training scenes and PARAPHRASES captions of each as tokens [count, PARAPHRASES, length]."""
     rng = np.random.default_rng((seed, 77))
-    scenes = [scene.sample_scene(rng) for _ in range(count)]
+    scenes = [scene.sample_scene(rng, scene.TRAINED_TWO_SHARE) for _ in range(count)]
     texts = [captions.caption(s, rng) for s in scenes for _ in range(PARAPHRASES)]
     return scenes, tokens(texts, length).reshape(count, PARAPHRASES, length)
 

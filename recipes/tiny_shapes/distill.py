@@ -191,7 +191,7 @@ def finish(run: Run, o: Options, keeper: Keeper, title: str, recipe: Recipe) -> 
     def sheet(*args: Any) -> None:
         contact_sheet(run.folder / "samples.png", *args)
 
-    held = score(keeper.model, recipe, o.pick(192, 2, 96), held_out=True, seed=1, sink=sheet, batch=keeper.batch)
+    held = score(keeper.model, recipe, o.pick(200, 2, 96), held_out=True, seed=1, sink=sheet, batch=keeper.batch)
     apart = parallel.disagreement(keeper.ema.source)
     result = {"training_captions": keeper.best, "held_out": held, "steps": run.step, "seconds": run.elapsed, "apart": apart}
     run.write(f"{run.stage}.json", result)

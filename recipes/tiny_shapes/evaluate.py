@@ -1,8 +1,8 @@
 """Stage 6: score the teacher, the dense student, and the shipped model under real plans, on held-out captions.
 
-The teacher and the dense student run in the training networks. The shipped folder runs through `turbort.Session`: planned,
-bound, with the int8 codes of its file and turbort's own samplers, once per precision and top-k. Rows are made in order of
-importance until the time is over; results go into `evaluate/scores.json` and `evaluate/table.md`.
+The teacher's and the dense student's scores are those of their stages. The shipped folder runs through `turbort.Session`:
+planned, bound, with the int8 codes of its file and turbort's own samplers, once per precision and top-k. Rows are made in order
+of importance until the time is over; results go into `evaluate/scores.json` and `evaluate/table.md`.
 
     python -m recipes.tiny_shapes.evaluate --out runs/tiny [--captions 200] [--model DIR] [--rows 2]
 """
@@ -21,11 +21,8 @@ import torch
 from recipes.tiny_shapes import parallel, torchdevice
 from recipes.tiny_shapes.common import Options, Run, options, parser, prepare, table
 from recipes.tiny_shapes.config import TEACHER_STEPS
-from recipes.tiny_shapes.distill import load_student
 from recipes.tiny_shapes.scene import held_out_scenes
-from recipes.tiny_shapes.scoring import Model, Recipe, captions_for, contact_sheet, judge_all, score, summary
-from recipes.tiny_shapes.teacher import load_teacher
-from recipes.tiny_shapes.vae_train import load_vae
+from recipes.tiny_shapes.scoring import captions_for, contact_sheet, judge_all, summary
 
 SEED = 1
 BATCH = 20  # clips per call of the transformer on a GPU
@@ -106,19 +103,15 @@ def score_shipped(
     return summary(parallel.gather(rows))
 
 
-def score_networks(o: Options, count: int, device: torch.device) -> dict[str, dict[str, Any]]:
-    """The teacher with guidance and the dense student, in the training networks."""
-    s = o.sizes
-    vae = load_vae(o.out, s, device, compile=False)
-    teacher, text, guidance = load_teacher(o.out, s, device, compile=o.compile)
-    steps = o.pick(TEACHER_STEPS, 2)
-    euler = Recipe("euler", steps, guidance)
-    guided = score(Model(s, text, teacher, vae, device), euler, count, held_out=True, seed=SEED)
-    found = {f"teacher, {steps} steps, guidance {guidance:g}": guided}
-    if (o.out / "student").is_dir():
-        student = Model(s, text, load_student(o.out, s, device, compile=o.compile), vae, device)
-        dense = score(student, Recipe("rcm", 4), count, held_out=True, seed=SEED)
-        found["student, 4 steps, dense"] = dense
+def trained_rows(out: Path) -> dict[str, dict[str, Any]]:
+    """What stages 2 and 3 measured on held-out captions, in the training networks: teacher with guidance and dense student."""
+    found: dict[str, dict[str, Any]] = {}
+    for stage in ("teacher", "student"):
+        path = out / stage / f"{stage}.json"
+        if path.is_file():
+            result = json.loads(path.read_text())
+            how = f"{TEACHER_STEPS} steps, guidance {result['guidance']:g}" if "guidance" in result else "4 steps, dense"
+            found[f"{stage}, {how}"] = result["held_out"]
     return found
 
 
@@ -141,16 +134,15 @@ def run_all(
 
     def keep(more: dict[str, dict[str, Any]]) -> None:
         for name, row in more.items():
-            found[name] = {**row, "captions": captions}
-            run.say(f"{name}: {row['right']:.3f} right of {captions}")
+            found[name] = row
+            run.say(f"{name}: {row['right']:.3f} right of {row['captions']}")
         run.write("scores.json", found)
         if parallel.lead():
             (run.folder / "table.md").write_text(markdown(found))
 
     settings = list(SETTINGS[:rows])
     keep({settings[0].name: score_shipped(folder, settings[0], captions, device, run.folder / "samples.png")})
-    if (o.out / "teacher").is_dir():
-        keep(score_networks(o, captions, device))
+    keep(trained_rows(o.out))
     for setting in settings[1:]:
         if o.minutes and parallel.agree_number(run.elapsed) > o.minutes * 60:
             run.say(f"no time for {setting.name}")

@@ -125,12 +125,12 @@ def check_size(folder: Path) -> int:
 
 
 def write_model(out: Path, s: Sizes, folder: Path) -> int:
-    """The shipped folder, from a run's stages `vae`, `teacher` (text encoder) and `sla`; returns its bytes."""
+    """The shipped folder, from a run's stages `text`, `vae` and `sla`; returns its bytes."""
     import yaml
 
     if folder.exists():
         shutil.rmtree(folder)
-    text = {k: v.to(torch.bfloat16).contiguous() for k, v in load_weights(out / "teacher", "text").items()}
+    text = {k: v.to(torch.bfloat16).contiguous() for k, v in load_weights(out / "text", "text").items()}
     info = json.loads((out / "vae" / "vae.json").read_text())
     (folder / "text_encoder").mkdir(parents=True)
     write_language(folder)
@@ -149,9 +149,9 @@ def write_model(out: Path, s: Sizes, folder: Path) -> int:
 
 def write_weights(out: Path, folder: Path) -> None:
     """What later training starts from, laid out like a run: autoencoder, teacher and text encoder in bf16 shards."""
-    for stage, name in (("vae", "vae"), ("teacher", "dit"), ("teacher", "text")):
+    for stage, name in (("text", "text"), ("vae", "vae"), ("teacher", "dit")):
         save_weights(folder / stage, name, load_weights(out / stage, name))
-    for stage in ("vae", "teacher"):
+    for stage in ("text", "vae", "teacher"):
         shutil.copy(out / stage / f"{stage}.json", folder / stage / f"{stage}.json")
 
 

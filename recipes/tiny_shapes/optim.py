@@ -9,7 +9,7 @@ products. Everything else uses AdamW.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -61,25 +61,21 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimisers:
-    """Muon and AdamW side by side, with one schedule. `slow` parameters take AdamW at a tenth of its rate."""
+    """Muon and AdamW side by side, with one schedule."""
 
     def __init__(
         self, matrices: list[Tensor], rest: list[Tensor], *, muon_lr: float, lr: float,
         betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.01, clip: float = 1.0,
-        slow: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
         fused = all(p.is_cuda for p in rest)
-        self.all = [*matrices, *rest, *slow]
+        self.all = matrices + rest
         self.clip = clip
-        groups: list[dict[str, Any]] = [{"params": rest}]
-        if slow:
-            groups.append({"params": list(slow), "lr": 0.1 * lr})
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
+            torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
         ]
         if matrices:
             self.parts.append(Muon(matrices, muon_lr, weight_decay=weight_decay))
-        self.peak = [[group["lr"] for group in part.param_groups] for part in self.parts]
+        self.peak = [p.param_groups[0]["lr"] for p in self.parts]
         parallel.broadcast(self.all)
 
     def step(self, scale: float) -> Tensor:
@@ -90,13 +86,12 @@ class Optimisers:
         parallel.average(p.grad for p in self.all if p.grad is not None)
         norm = nn.utils.clip_grad_norm_(self.all, self.clip)
         bad = (~torch.isfinite(norm)).float()
-        for part, peaks in zip(self.parts, self.peak, strict=True):
+        for part, peak in zip(self.parts, self.peak, strict=True):
             if norm.is_cuda:
                 part.found_inf = bad  # type: ignore[attr-defined]
             elif bad:
                 continue
-            for group, peak in zip(part.param_groups, peaks, strict=True):
-                group["lr"] = peak * scale
+            part.param_groups[0]["lr"] = peak * scale
             part.step()
         for p in self.all:
             p.grad = None

@@ -20,10 +20,14 @@ def try_rates(
 ) -> Rates:  # fmt: skip
     """Train with each choice for `steps` steps from the same weights; returns the best and leaves its weights in `model`.
 
+    A single choice is returned as it is.
+
     `step(optimisers, rate)` makes an update and returns the loss. Each try has a whole schedule of its own; the best has the
     least mean loss over its last third.
     """
     parallel.broadcast(model.state_dict().values())
+    if len(choices) == 1:
+        return choices[0]
     start = {k: v.clone() for k, v in model.state_dict().items()}
     best, kept, least = choices[0], start, float("inf")
     for rates in choices:

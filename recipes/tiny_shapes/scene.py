@@ -14,6 +14,7 @@ TRAVELS = ("right", "left", "up", "down", "up_right", "up_left", "down_right", "
 MOTIONS = (*TRAVELS, "bounce_vertical", "bounce_horizontal", "rotate", "grow", "shrink")
 
 TWO_OBJECT_SHARE = 0.35
+TRAINED_TWO_SHARE = 0.5  # in training data: two objects are harder, and every clip of two teaches each of them
 HELD_OUT_TRIPLES = 24  # about 8 % of the 306 valid (shape, color, motion) triples
 HELD_OUT_PAIR_PERCENT = 6
 
@@ -118,9 +119,9 @@ def _draw_scene(rng: np.random.Generator, two: bool) -> Scene:
     return Scene((first, _draw_object(rng, first.color)) if two else (first,))
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
-    """A training scene: 65 % one object, 35 % two, never a held-out one."""
-    two = bool(rng.random() < TWO_OBJECT_SHARE)  # decided once, so that rejection keeps the mix
+def sample_scene(rng: np.random.Generator, two_share: float = TWO_OBJECT_SHARE) -> Scene:
+    """A training scene: 65 % one object, 35 % (`two_share`) two, never a held-out one."""
+    two = bool(rng.random() < two_share)  # decided once, so that rejection keeps the mix
     while True:
         scene = _draw_scene(rng, two)
         if not is_held_out(scene):

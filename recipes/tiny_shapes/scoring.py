@@ -108,7 +108,7 @@ def judge_all(frames: np.ndarray, scenes: list[Scene]) -> list[dict[str, Any]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Shares in 0..1 of clips that are right in everything and per attribute, and by the number of objects."""
+    """Shares in 0..1 of clips that are right in everything and per attribute, and by the number of objects; `captions`."""
 
     def share(key: str, some: list[dict[str, Any]]) -> float:
         return round(sum(bool(r[key]) for r in some) / max(1, len(some)), 4)
@@ -116,6 +116,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, float]:
     out = {key: share(key, rows) for key in ("right", "color", "shape", "motion", "extra")}
     for count, name in ((1, "one_object"), (2, "two_objects")):
         out[name] = share("right", [r for r in rows if r["objects"] == count])
+    out["captions"] = len(rows)
     return out
 
 

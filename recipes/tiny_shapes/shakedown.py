@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recipes.tiny_shapes import distill, finetune, teacher, vae_train
+from recipes.tiny_shapes import distill, finetune, teacher, text_train, vae_train
 from recipes.tiny_shapes.common import Options, autocast, load_compile_cache, options, parser, prepare, save_compile_cache, table
 from recipes.tiny_shapes.config import Sizes
 from recipes.tiny_shapes.data import PixelPool, draw_scenes, vocabulary_size
@@ -163,6 +163,7 @@ def stage_rows(o: Options) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("stage", "seconds", "result")]
     quick = replace(o, out=o.out / "shakedown")
     for name, run, minutes in (
+        ("text", text_train.train, 0.3),
         ("vae", vae_train.train, 0.35),
         ("teacher", teacher.train, 0.55),
         ("student", distill.train, 0.55),

@@ -1,8 +1,7 @@
-"""Stage 2: train the teacher, a flow-matching transformer, together with its text encoder.
+"""Stage 2: train the teacher, a flow-matching transformer.
 
 x_t = (1 - t) x0 + t eps, target velocity eps - x0, mean squared error. Times are logit-normal with the schedule's shift,
-one in eight uniform. One caption in ten is empty, for guidance. The text encoder starts where stage 0 left it. Latents come
-from a pool that grows while training runs.
+one in eight uniform. One caption in ten is empty, for guidance. Latents come from a pool that grows while training runs.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from recipes.tiny_shapes.vae_train import load_vae
 
 BATCH = 192  # over all processes
 LEAST = 128  # of one process
-RATES = ((3e-3, 1.5e-3), (1.5e-3, 8e-4))  # peak rates of (Muon, AdamW) that are tried first
+RATES = ((3e-3, 1.5e-3),)  # peak rates of (Muon, AdamW); several are tried first
 TRIAL = 200  # steps of each try
 DROP = 0.1
 POOL = 49152
@@ -54,15 +53,19 @@ def flow_loss(dit: Any, text: Tensor, x0: Tensor, t: Tensor) -> Tensor:
     return (v - (eps - x0)).square().mean((1, 2, 3, 4))
 
 
+def load_text(out: Path, s: Sizes, device: torch.device) -> TextEncoder:
+    """The trained text encoder."""
+    text = TextEncoder(s, vocabulary_size()).to(device)
+    load_into(text, out / "text", "text")
+    return text.eval().requires_grad_(False)
+
+
 def load_teacher(out: Path, s: Sizes, device: torch.device, *, compile: bool) -> tuple[Dit, TextEncoder, float]:
     """Teacher, text encoder and the guidance chosen for it."""
-    dit, text = Dit(s).to(device), TextEncoder(s, vocabulary_size()).to(device)
+    dit = Dit(s).to(device)
     load_into(dit, out / "teacher", "dit")
-    load_into(text, out / "teacher", "text")
     info = json.loads((out / "teacher" / "teacher.json").read_text())
-    for m in (dit, text):
-        m.eval().requires_grad_(False)
-    return dit.compiled(compile), text, float(info["guidance"])
+    return dit.eval().requires_grad_(False).compiled(compile), load_text(out, s, device), float(info["guidance"])
 
 
 def train(o: Options) -> dict[str, Any]:
@@ -72,15 +75,10 @@ def train(o: Options) -> dict[str, Any]:
     vae = load_vae(o.out, s, device, compile=o.compile)
     size = parallel.per_process(o.pick(POOL, 16, 2048))
     pool = LatentPool(s, vae, size, device, parallel.own_seed(o.seed), chunk=o.pick(512, 8))
-    dit, text = Dit(s).to(device).compiled(o.compile), TextEncoder(s, vocabulary_size()).to(device)
-    if (o.out / "text" / "text.json").exists():
-        load_into(text, o.out / "text", "text")
-    both = torch.nn.ModuleDict({"dit": dit, "text": text})
+    dit, text = Dit(s).to(device).compiled(o.compile), load_text(o.out, s, device)
 
     def optimisers(rates: Rates) -> Optimisers:
-        matrices, rest = split(dit)
-        known = list(text.parameters())  # it can read already; large steps on early, noisy gradients would undo that
-        return Optimisers(matrices, rest, muon_lr=rates[0], lr=rates[1], slow=known)
+        return Optimisers(*split(dit), muon_lr=rates[0], lr=rates[1])
 
     def update(opt: Optimisers, rate: float) -> tuple[Tensor, Tensor, Tensor]:
         """One step; (loss per clip, times, gradient norm)."""
@@ -96,11 +94,11 @@ def train(o: Options) -> dict[str, Any]:
         pool.grow()
     run.say(f"{sum(p.numel() for p in dit.parameters())} parameters, batch {batch}, {pool.size} clips to start with")
     if run.saved:
-        both.load_state_dict(run.saved["model"])
+        dit.load_state_dict(run.saved["model"])
         rates = tuple(run.saved["rates"])
     else:
-        rates = try_rates(run, both, RATES, optimisers, lambda opt, rate: update(opt, rate)[0].mean(), o.pick(TRIAL, 2, 10))
-    opt, ema = optimisers(rates), Ema(both, 0.999)
+        rates = try_rates(run, dit, RATES, optimisers, lambda opt, rate: update(opt, rate)[0].mean(), o.pick(TRIAL, 2, 10))
+    opt, ema = optimisers(rates), Ema(dit, 0.999)
     if run.saved:
         opt.load(run.saved["opt"])
         ema.load(run.saved["ema"])
@@ -114,12 +112,11 @@ def train(o: Options) -> dict[str, Any]:
         noisy_loss = (each * noisy).sum() / noisy.sum().clamp_min(1)
         run.log(loss=each.mean(), noisy_loss=noisy_loss, norm=norm, clips=pool.size)
         if run.step % 3000 == 2999:
-            run.save(model=both.state_dict(), opt=opt.state(), ema=ema.state(), rates=rates)
-    run.save(model=both.state_dict(), opt=opt.state(), ema=ema.state(), rates=rates)
-    both.load_state_dict(ema.state(), strict=False)
-    both.eval().requires_grad_(False)
+            run.save(model=dit.state_dict(), opt=opt.state(), ema=ema.state(), rates=rates)
+    run.save(model=dit.state_dict(), opt=opt.state(), ema=ema.state(), rates=rates)
+    dit.load_state_dict(ema.state(), strict=False)
+    dit.eval().requires_grad_(False)
     save_weights(run.folder, "dit", dit.state_dict())
-    save_weights(run.folder, "text", text.state_dict())
     model = Model(s, text, dit, vae, device)
     steps, count = o.pick(TEACHER_STEPS, 2), o.pick(48, 2)
     together = parallel.per_process(count)  # one shape for all scores, so that they share what was compiled
@@ -133,7 +130,7 @@ def train(o: Options) -> dict[str, Any]:
         contact_sheet(run.folder / "samples.png", *args)
 
     recipe = Recipe("euler", steps, best)
-    held = score(model, recipe, o.pick(144, 2, 48), held_out=True, seed=1, sink=sheet, batch=together)
+    held = score(model, recipe, o.pick(200, 2, 48), held_out=True, seed=1, sink=sheet, batch=together)
     result = {"guidance": best, "tried": {str(g): r for g, r in tried.items()}, "held_out": held, "steps": run.step,
               "seconds": run.elapsed, "samples": run.step * batch * parallel.world(),
               "apart": parallel.disagreement(dit.parameters())}  # fmt: skip

@@ -89,7 +89,8 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for p in dit.parameters():
             p.add_(0.05 * torch.randn_like(p))
     common.save_weights(out / "vae", "vae", vae.state_dict(), torch.float32)
-    common.save_weights(out / "teacher", "text", text.state_dict())
+    common.save_weights(out / "text", "text", text.state_dict())
+    (out / "text" / "text.json").write_text("{}")
     common.save_weights(out / "teacher", "dit", Dit(S).state_dict())
     common.save_weights(out / "sla", "dit", dit.state_dict(), torch.float32)
     info = {"mean": [0.02 * i for i in range(16)], "std": [0.5 + 0.01 * i for i in range(16)]}
