@@ -97,15 +97,23 @@ class Binder:
         owner, _, attribute = name.rpartition(".")
         module = self.model.get_submodule(owner)
         site = self._site(name)
+        packed: Any
         if site is not None:
             packed = self._pack(value, *site, like=module._parameters[attribute])
         else:
-            packed = self._plain(name, value, self.dtype)
+            packed = self._laid_out(module, self._plain(name, value, self.dtype))
         del module._parameters[attribute]
         if isinstance(packed, Tensor):
             setattr(module, attribute, nn.Parameter(packed, requires_grad=False))
         else:
             setattr(module, attribute, packed)
+
+    def _laid_out(self, module: nn.Module, value: Tensor) -> Tensor:
+        """A convolution's weight in the layout of its kernel, so that no call and no cache makes a second copy of it."""
+        found = self._choices.get(id(vars(module).get("op")))
+        if found is None or found[1].layout != "channels_last" or value.ndim != 5:
+            return value
+        return value.contiguous(memory_format=torch.channels_last_3d)
 
     def _plain(self, name: str, value: Tensor | QTensor, dtype: torch.dtype) -> Tensor:
         keep = any(part in name for part in getattr(self.model, "fp32", ()))

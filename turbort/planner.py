@@ -198,9 +198,16 @@ class Planner:
             fused.append(replace(choice, emit=scheme) if scheme and scheme in self._emits(choice) else choice)
         return fused
 
+    def capturable(self, choices: Sequence[Choice]) -> bool:
+        """Whether every kernel of the transformer allows a backend to capture the step."""
+        return all(self._kernel(choice).capturable for choice in choices if choice.path.startswith("dit/"))
+
     def _emits(self, choice: Choice) -> tuple[str, ...]:
+        return self._kernel(choice).emits
+
+    def _kernel(self, choice: Choice) -> Kernel:
         backend, _, name = choice.kernel.partition("/")
-        return next(kernel.emits for kernel in self.registry.kernels(backend, choice.op) if kernel.name == name)
+        return next(kernel for kernel in self.registry.kernels(backend, choice.op) if kernel.name == name)
 
     def plan(self, sites: Sequence[Sequence[Call]]) -> tuple[Choice, ...]:
         """Choices for all sites, in call order."""
@@ -217,8 +224,11 @@ def make_plan(
     frames: int | None = None,
     batch: int = 1,
     target: Target | None = None,
+    image: bool = False,
 ) -> Plan:
     """Record `spec` on meta at this size (width, height in pixels) and choose under `profile`.
+
+    `image` says that a picture is given to a model that can do without one.
 
     `backend` replaces the profile's own (`null` plans any profile on any machine; `cpu` rehearses it on the
     reference backend). Raises UnavailableError when the backend has no device here, NoKernelError when
@@ -241,6 +251,7 @@ def make_plan(
         height=height,
         frames=count,
         batch=batch,
+        image=image,
     )
     header = {
         "model": spec.name,
@@ -256,6 +267,12 @@ def make_plan(
         "compute": profile.precision.compute,
         "fallback": profile.fallback,
     }
-    plan = Plan(header, planner.plan(sites))
+    header |= {"image": True} if image and spec.task != "i2v" else {}
+    choices = planner.plan(sites)
+    if profile.graph.capture is False or (profile.graph.capture == "auto" and not planner.capturable(choices)):
+        header["graph"] = "eager"
+    elif registry.backend(where.backend).captures:
+        header["graph"] = "captured"
+    plan = Plan(header, choices)
     notes = registry.backend(where.backend).review(spec, plan, where.device)
     return plan.with_header(notes=list(notes)) if notes else plan

@@ -125,4 +125,5 @@ def make(choice: Choice, spec: ModelSpec, job: Job, *, jobs: int = 1, batch: int
         size=(full.width or 0, full.height or 0),
         frames=full.frames,
         batch=samples_per_step(choice.profile, jobs, full) if batch is None else batch,
+        image=full.image is not None,
     )
