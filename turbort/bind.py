@@ -118,21 +118,23 @@ class Binder:
     def _plain(self, name: str, value: Tensor | QTensor, dtype: torch.dtype) -> Tensor:
         keep = any(part in name for part in getattr(self.model, "fp32", ()))
         target = torch.float32 if keep else dtype
-        tensor = value.dequantize(target) if isinstance(value, QTensor) else value
-        return tensor.to(self.device, target).contiguous()
+        # Stored bytes travel, not wider ones made from them on the host.
+        there = value.to(self.device)
+        return (there.dequantize(target) if isinstance(there, QTensor) else there.to(target)).contiguous()
 
     def _pack(self, value: Tensor | QTensor, choice: Choice, kernel: Kernel, like: Any) -> Any:
         scheme = PRECISIONS[choice.precision].weight_scheme
+        there = value.to(self.device)
         weight: Tensor | QTensor
         if scheme is None:
             dtype = getattr(torch, DTYPES[choice.precision])
-            weight = value.dequantize(dtype) if isinstance(value, QTensor) else value
-            weight = weight.to(self.device, dtype).reshape(like.shape).contiguous()
-        elif isinstance(value, QTensor) and value.scheme == scheme:
-            weight = value.to(self.device)
+            plain = there.dequantize(dtype) if isinstance(there, QTensor) else there.to(dtype)
+            weight = plain.reshape(like.shape).contiguous()
+        elif isinstance(there, QTensor) and there.scheme == scheme:
+            weight = there
         else:
-            full = value.dequantize(torch.float32) if isinstance(value, QTensor) else value
-            weight = quantize(full.to(self.device, torch.float32).flatten(1), scheme)
+            full = there.dequantize(torch.float32) if isinstance(there, QTensor) else there.to(torch.float32)
+            weight = quantize(full.flatten(1), scheme)
         pack = kernel.load_pack()
         return pack(weight) if pack else weight
 

@@ -79,7 +79,7 @@ class Experts:
         for role in self.roles[:1] if swap else self.roles:
             model, binder = self._bind()
             expected = binder.expected()
-            for number, (name, value) in enumerate(stream(self._checkpoints[role], expected)):
+            for number, (name, value) in enumerate(stream(self._checkpoints[role], expected, device=binder.device)):
                 binder.place(name, value)
                 on_event(Event("load", number + 1, len(expected), memory=used(), message=role))
             self._ready[role] = self._finish(model)

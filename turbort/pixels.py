@@ -44,7 +44,7 @@ class Pixels:
         """Put in place what is not there yet: the decoder, and the encoder where `encoder` asks for it."""
         every = self._binder.expected()
         wanted = {name: shape for name, shape in every.items() if encoder or not name.startswith(self.vae.encoding)}
-        for number, (name, value) in enumerate(stream(self._checkpoint, wanted, ignore=("*",))):
+        for number, (name, value) in enumerate(stream(self._checkpoint, wanted, ignore=("*",), device=self._binder.device)):
             self._binder.place(name, value)
             on_event(Event("load", number + 1, len(wanted), memory=used(), message="vae"))
 
