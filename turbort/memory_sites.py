@@ -18,13 +18,16 @@ GROUP, BLOCK = 128, 128
 SLA_BLOCK = (64, 128)
 CODES = {"int8": 1, "int8-fp8": 2}
 """8-bit copies of the keys, or of keys and values, that attention makes at these precisions."""
+QUANTISING = 13
+"""Bytes per value while a weight is brought into its scheme: stored codes, their scales spread out, and two float32 copies."""
 GATHERED = 1 << 26
 """Elements of keys (and of values) that the reference's sparse attention gathers at once."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of the transformer (one expert), of its blocks alone, of the VAE, and of the widest single weight in float32."""
+    """Bytes of the transformer (one expert), of its blocks alone, and of the VAE; and what the widest weight takes while it
+    is quantised."""
 
     dit: int
     blocks: int
@@ -86,15 +89,16 @@ def weight_bytes(plan: Plan, spec: ModelSpec, profile: Profile) -> Weights:
     for name, parameter in build_dit(spec, profile.attention).named_parameters():
         owner, _, leaf = name.rpartition(".")
         choice = sites.get(f"dit/{owner}.op")
+        made = 0
         if choice is not None and choice.op == "linear" and leaf == "weight":
             size = matrix_bytes(tuple(parameter.shape), choice.precision, choice.kernel, compute)
+            made = QUANTISING if PRECISIONS[choice.precision].weight_scheme else 0
         else:
             wide = any(part in name for part in WanDit.fp32)
             size = parameter.numel() * (4 if wide else compute)
         total += size
         blocks += size if name.startswith("blocks.") else 0
-        # Quantising holds a weight in float32 together with its magnitudes and its scaled copy.
-        widest = max(widest, 3 * 4 * parameter.numel())
+        widest = max(widest, made * parameter.numel())
     with torch.device("meta"):
         model = build_vae(spec.vae)
     kept = [p for name, p in model.named_parameters() if encodes(plan, spec) or not name.startswith(model.encoding)]
