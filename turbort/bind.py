@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -76,15 +75,24 @@ class Binder:
             )
 
     def prepare(self, name: str, value: Tensor | QTensor) -> Tensor | QTensor:
-        """The same weight in memory and in the precision of its site, for `place` to take later; stays where it is."""
+        """The same weight in the host's memory for `place` to take later, pinned where the device has it.
+
+        Where an accelerator is there, it does the arithmetic: codes in another scheme wait as they are stored, and wide
+        weights are quantised on the device and brought back, because a host would take minutes for a large model.
+        """
         found = self._site(name)
         scheme = PRECISIONS[found[0].precision].weight_scheme if found else None
         if isinstance(value, QTensor):
-            if value.scheme == scheme:
-                return replace(value, values=value.values.clone())
+            if value.scheme == scheme or (scheme and self.device.type != "cpu"):
+                return value.mapped(self._waiting)
             value = value.dequantize(torch.float32 if scheme else None)
-        # A copy: the value may be a view of a mapped file, which would be read only when it is used.
-        return value.clone() if scheme is None else quantize(value.to(torch.float32).flatten(1), scheme)
+        if scheme is None:
+            return self._waiting(value)
+        return quantize(value.to(self.device).to(torch.float32).flatten(1), scheme).to("cpu").mapped(self._waiting)
+
+    def _waiting(self, tensor: Tensor) -> Tensor:
+        """A copy: the tensor may be a view of a mapped file, which would be read only when it is used."""
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.device.type == "cuda").copy_(tensor)
 
     def _site(self, name: str) -> tuple[Choice, Kernel] | None:
         """Choice and kernel of the call site that reads the weight `name`; None for parameters that no kernel packs."""

@@ -52,8 +52,8 @@ class Setting:
 class Experts:
     """Opens, binds and swaps transformers by role (`dit`, or the names in `spec.experts`).
 
-    With `residency.experts == "swap"` one is on the device at a time: `prefetch` reads the next one's weights on the host,
-    already in the precision of their sites, while the current one still computes, and the swap then only copies.
+    With `residency.experts == "swap"` one is on the device at a time: `prefetch` reads the next one's weights into the
+    host's memory while the current one still computes, and the swap then only copies them.
     """
 
     def __init__(self, setting: Setting, files: Mapping[str, Path], loras: Sequence[Lora] = ()) -> None:

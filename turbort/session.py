@@ -18,7 +18,7 @@ from turbort.embed import PromptCache
 from turbort.experts import merged
 from turbort.held import Held
 from turbort.job import Event, Job, OnEvent, Result, check_image, passes, samples_per_step, silent
-from turbort.memory import budget_of, tiered
+from turbort.memory import Forecast, budget_of, tiered
 from turbort.memory_ladder import choose
 from turbort.models.spec import ModelSpec
 from turbort.output import decode
@@ -51,13 +51,14 @@ class Session(Held):
         memory_budget: int | None = None,
         loras: Sequence[Lora] = (),
         cache: PromptCache | None = None,
+        memory: Forecast | None = None,
     ) -> Session:
         """Plan (unless `plan` is given), check that all files are there, and load the weights.
 
         `jobs` tell the planner the size and the batch; `root` is the folder of the model's files (default: where
         `spec` says). `memory_budget` in bytes simulates a smaller device; `loras` are added to the transformer's weights;
-        `cache` keeps prompts' embeddings on disk. Raises UnavailableError, NoKernelError, PlanError or CheckpointError
-        before any video is begun.
+        `cache` keeps prompts' embeddings on disk; `memory` is the residency to use (default: the fastest that fits).
+        Raises UnavailableError, NoKernelError, PlanError or CheckpointError before any video is begun.
         """
         registry = registry or Registry()
         target = find_target(profile, registry, on or (plan.header["backend"] if plan else None))
@@ -78,7 +79,7 @@ class Session(Held):
                 batch=batch,
                 image=first.image is not None,
             )
-        memory = choose(plan, spec, profile, budget)
+        memory = memory or choose(plan, spec, profile, budget)
         session = cls(
             spec, profile, plan, registry, target, root or spec.root or Path.cwd(), memory=memory, loras=loras, cache=cache
         )
