@@ -73,6 +73,8 @@ def _dense(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
 def _sla(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     from turbort_cuda.kernels import kv, sla
 
+    from turbort.ops.block_map import chosen_blocks
+
     proj, bias = torch.randn(HEAD, HEAD, device=DEVICE) * HEAD**-0.5, torch.randn(HEAD, device=DEVICE)
     proj, bias = proj.to(q.dtype), bias.to(q.dtype)
     tokens = q.element_size() * q.numel()
@@ -89,5 +91,8 @@ def _sla(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
         lambda: kv.prepare(k, v, 128, int8=True, fp8=True, linear=True),
         bytes_=5.0 * tokens,
     )
-    sums = kv.block_sums(q, 64)[0], kv.block_sums(k, 128)[0]
-    results.time("SLA part: scores and choice", lambda: sla.choose(sla.scores_of(*sums, (TOKENS, TOKENS), (64, 128)), 25))
+    means, sums = kv.block_sums(q, 64, means=True)[0], kv.block_sums(k, 128, v)
+    results.time("SLA part: mean, scales, block means", lambda: kv.finish_sums(*sums, TOKENS, 128, pool=True))
+    results.time("SLA part: scores", lambda: sla.scores_of(means, sums[0]))
+    scores = sla.scores_of(means, sums[0])
+    results.time("SLA part: choice", lambda: sla.choose(scores, chosen_blocks(0.1, scores.shape[-1])))

@@ -214,7 +214,8 @@ def _choice() -> Pair:
     want = block_map(q, k, 0.1)
 
     def ours() -> Tensor:
-        scores = sla.scores_of(kv.block_sums(q, 64)[0], kv.block_sums(k, 128)[0], (TOKENS, TOKENS), (64, 128))
+        pooled = kv.finish_sums(kv.block_sums(k, 128)[0], None, TOKENS, 128, pool=True)[2]
+        scores = sla.scores_of(kv.block_sums(q, 64, means=True)[0], pooled)
         return sla.choose(scores, want.shape[-1])
 
     return ours, lambda: want

@@ -92,14 +92,16 @@ def linears() -> Iterator[Config]:
 def _dense(results: Results, qkv: tuple[torch.Tensor, ...], precision: str, *, save: bool) -> None:
     from turbort_cuda.kernels.attention import attention
 
-    keys = ("BLOCK_M", "BLOCK_N", "stages", "warps", "tma")
+    keys = ("BLOCK_M", "BLOCK_N", "stages", "warps", "tma", "ahead")
     rows = (
-        (128, 128, 2, 8, True),
-        (128, 128, 3, 8, True),
-        (128, 128, 1, 8, True),
-        (128, 64, 3, 8, True),
-        (64, 128, 2, 4, True),
-        (64, 64, 3, 4, True),
+        (128, 128, 2, 8, True, False),
+        (128, 128, 3, 8, True, False),
+        (128, 64, 3, 8, True, False),
+        (128, 64, 3, 8, True, True),
+        (128, 128, 2, 8, True, True),
+        (128, 64, 4, 8, True, True),
+        (64, 128, 2, 4, True, False),
+        (64, 64, 3, 4, True, True),
     )
     _best(
         results,
@@ -107,7 +109,7 @@ def _dense(results: Results, qkv: tuple[torch.Tensor, ...], precision: str, *, s
         (dict(zip(keys, row, strict=True)) for row in rows),
         lambda config: attention(*qkv, precision=precision, config=config),
         DENSE,
-        None,
+        ("attention", f"dense-{precision}") if save else None,
     )
 
 
@@ -119,7 +121,10 @@ def _sparse(results: Results, qkv: tuple[torch.Tensor, ...], *, save: bool) -> N
         _best(
             results,
             f"tune SLA int8-fp8 {block[0]}x{block[1]}",
-            ({"stages": s, "warps": w, "tma": True} for s, w in ((2, 4), (3, 4), (1, 4), (2, 8), (3, 8))),
+            (
+                {"stages": s, "warps": w, "tma": True, "ahead": ahead}
+                for s, w, ahead in ((2, 4, False), (3, 4, False), (1, 4, False), (2, 4, True), (2, 8, False), (3, 8, False))
+            ),
             lambda config, b=block: sla.sla_attention(
                 *qkv, proj, proj[0], topk=0.1, block=b, precision="int8-fp8", config=config
             ),

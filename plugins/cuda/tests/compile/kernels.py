@@ -190,7 +190,7 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
         "kv-sums",
         kv.sums_kernel,
         {"x": "*bf16", "v": "*bf16", "sums": "*fp32", "tops": "*fp32", "L": INT, "H": INT, "blocks": INT, **strides},
-        {"ROWS": 128, "D": 128, "TOPS": True},
+        {"ROWS": 128, "D": 128, "TOPS": True, "MEANS": False},
         4,
         2,
     )
@@ -211,6 +211,22 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
         "per_chunk": INT,
         **strides,
     }
+    yield Launch(
+        "kv-finish-sums",
+        kv.finish_sums_kernel,
+        {**dict.fromkeys(("sums", "tops", "mean", "v_scale", "pooled"), "*fp32"), **dict.fromkeys(("L", "H", "blocks"), INT)},
+        {"ROWS": 128, "COUNT": 256, "D": 128, "WIDTH": 32, "MEAN": True, "TOPS": True, "POOL": True},
+        8,
+        3,
+    )
+    yield Launch(
+        "kv-finish-state",
+        kv.finish_state_kernel,
+        {"partial": "*fp32", "partial_totals": "*fp32", "state": "*bf16", "totals": "*fp32", "chunks": INT},
+        {"D": 128, "PART": 1024},
+        4,
+        3,
+    )
     c = row("prepare", capability, "wide")
     constants = {"ROWS": 128, "D": 128, "INT8": True, "FP8": fp8, "LINEAR": True}
     yield Launch("kv-prepare", kv.prepare_kernel, arguments, constants, c["warps"], c["stages"], "bf16")
