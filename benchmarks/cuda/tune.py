@@ -11,9 +11,9 @@ import torch
 from benchmarks.cuda.attention import DENSE, drawn, sparse_work
 from benchmarks.cuda.results import Results
 from benchmarks.cuda.timing import DEVICE
+from benchmarks.cuda.variants import BLOCKS, Config, dense, label, linears, sparse
 from benchmarks.cuda.workload import DIM, FFN, HEAD, TOKENS, TOY
 
-Config = dict[str, Any]
 SECONDS = 0.06
 
 
@@ -38,8 +38,7 @@ def _best(
     """Time every configuration; note the fastest, and keep it under `save` (kernel, key)."""
     found: list[tuple[float, Config]] = []
     for config in configs:
-        label = " ".join(f"{key}={_short(value)}" for key, value in config.items() if (key, value) != ("GROUP", 8))
-        timed = results.time(f"{title} {label}", lambda c=config: call(c), flop=flop, seconds=SECONDS, config=config)
+        timed = results.time(f"{title} {label(config)}", lambda c=config: call(c), flop=flop, seconds=SECONDS, config=config)
         if timed:
             found.append((timed.ms, config))
     if not found:
@@ -51,10 +50,6 @@ def _best(
 
         major, minor = torch.cuda.get_device_capability()
         keep(f"sm_{major}{minor}", *save, config)
-
-
-def _short(value: object) -> object:
-    return int(value) if isinstance(value, bool) else value
 
 
 def _linear(results: Results, n: int, k: int, *, save: bool) -> None:
@@ -72,41 +67,13 @@ def _linear(results: Results, n: int, k: int, *, save: bool) -> None:
     )
 
 
-def linears() -> Iterator[Config]:
-    """Worth a try on a card with TMA: the tile, the depth of the pipeline, and how the end of a tile is hidden."""
-    base = {"GROUP": 8, "tma": True}
-    first = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "stages": 4, "warps": 8, "halves": True, **base}
-    yield first
-    yield {**first, "stages": 3}
-    yield {**first, "stages": 3, "halves": False}
-    yield {**first, "BLOCK_M": 256, "BLOCK_N": 128}
-    yield {**first, "GROUP": 16}
-    yield {**first, "flatten": True}
-    yield {**first, "flatten": True, "stages": 3}
-    yield {**first, "BLOCK_N": 128, "halves": False}
-    yield {**first, "BLOCK_N": 128, "halves": False, "stages": 3, "warps": 4, "per_sm": 2}
-    yield {**first, "BLOCK_N": 128, "halves": True, "stages": 3, "warps": 4, "per_sm": 2}
-    yield {**first, "BLOCK_K": 64, "stages": 6}
-
-
 def _dense(results: Results, qkv: tuple[torch.Tensor, ...], precision: str, *, save: bool) -> None:
     from turbort_cuda.kernels.attention import attention
 
-    keys = ("BLOCK_M", "BLOCK_N", "stages", "warps", "tma", "ahead")
-    rows = (
-        (128, 128, 2, 8, True, False),
-        (128, 128, 3, 8, True, False),
-        (128, 64, 3, 8, True, False),
-        (128, 64, 3, 8, True, True),
-        (128, 128, 2, 8, True, True),
-        (128, 64, 4, 8, True, True),
-        (64, 128, 2, 4, True, False),
-        (64, 64, 3, 4, True, True),
-    )
     _best(
         results,
         f"tune attention {precision}",
-        (dict(zip(keys, row, strict=True)) for row in rows),
+        dense(),
         lambda config: attention(*qkv, precision=precision, config=config),
         DENSE,
         ("attention", f"dense-{precision}") if save else None,
@@ -117,14 +84,11 @@ def _sparse(results: Results, qkv: tuple[torch.Tensor, ...], *, save: bool) -> N
     from turbort_cuda.kernels import sla
 
     proj = (torch.randn(HEAD, HEAD, device=DEVICE) * HEAD**-0.5).to(torch.bfloat16)
-    for block in ((64, 128), (128, 128), (128, 64)):
+    for block in BLOCKS:
         _best(
             results,
             f"tune SLA int8-fp8 {block[0]}x{block[1]}",
-            (
-                {"stages": s, "warps": w, "tma": True, "ahead": ahead}
-                for s, w, ahead in ((2, 4, False), (3, 4, False), (1, 4, False), (2, 4, True), (2, 8, False), (3, 8, False))
-            ),
+            sparse(),
             lambda config, b=block: sla.sla_attention(
                 *qkv, proj, proj[0], topk=0.1, block=b, precision="int8-fp8", config=config
             ),
