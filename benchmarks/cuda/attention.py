@@ -86,9 +86,15 @@ def _sla(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
         )
     results.time("SLA part: sums of k, max of v", lambda: kv.block_sums(k, 128, v), bytes_=2.0 * tokens)
     results.time("SLA part: sums of q", lambda: kv.block_sums(q, 64), bytes_=1.0 * tokens)
+    for stages in (1, 2, 3):
+        results.time(
+            f"SLA part: sums, scales, codes, state; stages={stages}",
+            lambda s=stages: kv.prepare(k, v, 128, int8=True, fp8=True, linear=True, config={"stages": s, "warps": 8}),
+            bytes_=5.0 * tokens,
+        )
     results.time(
-        "SLA part: prepare k and v (two passes)",
-        lambda: kv.prepare(k, v, 128, int8=True, fp8=True, linear=True),
+        "dense part: sums, scales, codes",
+        lambda: kv.prepare(k, v, 128, int8=True, fp8=True, linear=False),
         bytes_=5.0 * tokens,
     )
     means, sums = kv.block_sums(q, 64, means=True)[0], kv.block_sums(k, 128, v)

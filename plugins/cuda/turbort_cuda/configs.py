@@ -96,7 +96,7 @@ _PREPARE: Mapping[int, Mapping[str, Config]] = {
     0: {"wide": {"stages": 1, "warps": 4}},
     80: {"wide": {"stages": 3, "warps": 8}},
     86: {"wide": {"stages": 1, "warps": 8}},
-    90: {"wide": {"stages": 3, "warps": 8}},
+    90: {"wide": {"stages": 1, "warps": 8}},
     120: {"wide": {"stages": 1, "warps": 8}},
 }
 

@@ -7,7 +7,9 @@ e4m3 codes of v stored transposed and in operand order, and SLA's linear state f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -154,30 +156,36 @@ def prepare_kernel(
     if LINEAR:
         kv = tl.zeros((D, D), dtype=tl.float32)
         total = tl.zeros((D,), dtype=tl.float32)
+    k += batch * stride_kb + head * stride_kh
+    v += batch * stride_vb + head * stride_vh
     first = tl.program_id(0) * per_chunk
     for block in range(first, tl.minimum(first + per_chunk, blocks)):
         rows = block * ROWS + tl.arange(0, ROWS)
         here = (rows < L)[:, None]
         wide = rows.to(tl.int64)[:, None]
-        key = tl.load(k + batch * stride_kb + head * stride_kh + wide * stride_kl + cols[None, :], mask=here, other=0.0)
-        key = key.to(tl.float32)
-        if FP8 or LINEAR:
-            value = tl.load(v + batch * stride_vb + head * stride_vh + wide * stride_vl + cols[None, :], mask=here, other=0.0)
         if INT8:
+            key = tl.load(k + wide * stride_kl + cols[None, :], mask=here, other=0.0).to(tl.float32)
             smooth = tl.where(here, key - centre[None, :], 0.0)
             amax = tl.maximum(tl.max(tl.abs(smooth)), FLOOR)
             place = (bh * blocks * ROWS + rows)[:, None] * D + cols[None, :]
             tl.store(codes + place, nearest_int8(smooth * (127.0 / amax)))
             tl.store(k_scales + bh * blocks + block, amax / 127.0)
         if FP8:
-            scaled = value.to(tl.float32) * unit[None, :]
+            scaled = tl.load(v + wide * stride_vl + cols[None, :], mask=here, other=0.0).to(tl.float32) * unit[None, :]
             eight = tl.minimum(tl.maximum(scaled, -448.0), 448.0).to(tl.float8e4nv)
             place = (bh * D + cols)[:, None] * (blocks * ROWS) + rows[None, :]
             tl.store(v_codes + place, in_operand_order(tl.trans(eight), ROWS, D))
         if LINEAR:
-            feature = tl.where(here, feature_map(key), 0.0)
-            total += tl.sum(feature, axis=0)
-            kv = tl.dot(tl.trans(feature.to(value.dtype)), value, kv)
+            # Read again, half a block at a time, from the L1 cache: the state leaves too few registers for whole blocks.
+            for part in tl.static_range(ROWS // 64):
+                rows = block * ROWS + part * 64 + tl.arange(0, 64)
+                here = (rows < L)[:, None]
+                wide = rows.to(tl.int64)[:, None]
+                key = tl.load(k + wide * stride_kl + cols[None, :], mask=here, other=0.0).to(tl.float32)
+                value = tl.load(v + wide * stride_vl + cols[None, :], mask=here, other=0.0)
+                feature = tl.where(here, feature_map(key), 0.0)
+                total += tl.sum(feature, axis=0)
+                kv = tl.dot(tl.trans(feature.to(value.dtype)), value, kv)
     if LINEAR:
         at = bh * tl.num_programs(0) + tl.program_id(0)
         tl.store(totals + at * D + cols, total)
@@ -243,7 +251,9 @@ def finish_sums(
     return mean, v_scales, pooled
 
 
-def prepare(k: Tensor, v: Tensor, rows: int, *, int8: bool, fp8: bool, linear: bool) -> Prepared:
+def prepare(
+    k: Tensor, v: Tensor, rows: int, *, int8: bool, fp8: bool, linear: bool, config: Mapping[str, Any] | None = None
+) -> Prepared:
     """Both passes over k and v [B, L, H, d], last axis contiguous."""
     batch, length, heads, d = k.shape
     blocks, bh = triton.cdiv(length, rows), batch * heads
@@ -262,7 +272,7 @@ def prepare(k: Tensor, v: Tensor, rows: int, *, int8: bool, fp8: bool, linear: b
     partial = torch.empty((bh, chunks, d, d), dtype=torch.float32, device=device) if linear else None
     partial_totals = torch.empty((bh, chunks, d), dtype=torch.float32, device=device) if linear else None
     given = (mean, v_scales, codes, k_scales, v_codes, partial, partial_totals)
-    chosen = pick("prepare", capability(device), "wide")
+    chosen = config or pick("prepare", capability(device), "wide")
     state = totals = None
     with on(device):
         prepare_kernel[chunks, bh](
