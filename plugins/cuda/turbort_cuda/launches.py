@@ -1,4 +1,4 @@
-"""One representative launch per kernel and architecture: the types and constants that a launch there would specialise to."""
+"""One representative launch per kernel and architecture, as data: the types and constants that a launch there specialises to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import triton.language as tl
+
 from turbort_cuda.configs import row
 from turbort_cuda.kernels import (
     attention,
