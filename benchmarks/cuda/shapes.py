@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from turbort_cuda import variants
 
-from benchmarks.cuda import variants
 from benchmarks.cuda.check_worker import Row, first_line
 from benchmarks.cuda.timing import DEVICE, nmse, synchronize
 from benchmarks.cuda.workload import DIM, FFN, HEAD, HEADS, PIXELS, TEXT, TOKENS

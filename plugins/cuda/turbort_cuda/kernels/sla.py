@@ -78,7 +78,12 @@ def sla_attention(
     if not 0.0 < topk <= 1.0:
         raise InputError(f"topk {topk} is outside (0, 1]", fix="give the share of key blocks to keep, such as 0.1")
     q, k, v = map(inner_contiguous, (q, k, v))
-    chosen = {**pick("attention", capability(q.device), "sparse"), **(config or {}), "BLOCK_M": block[0], "BLOCK_N": block[1]}
+    chosen = {
+        **pick("attention", capability(q.device), f"sparse-{block[0]}x{block[1]}"),
+        **(config or {}),
+        "BLOCK_M": block[0],
+        "BLOCK_N": block[1],
+    }
     ready = prepare(k, v, block[1], int8=precision is not None, fp8=precision == "int8-fp8", linear=True)
     assert ready.pooled is not None  # `linear=True` always makes them
     scores = scores_of(block_sums(q, block[0], means=True)[0], ready.pooled)
