@@ -175,7 +175,7 @@ class Memory(Section):
     offload: Offload = "auto"
     """What moves to the host while it is not needed: `auto` (as the budget asks), `none`, or a list of stages."""
     activation_cache: CachePrecision = "none"
-    """Precision of activations that are kept between steps or chunks."""
+    """Precision of activations that are kept between steps: keys and values of cross-attention; a float means as computed."""
     reserve: Bytes | None = None
     """Device memory that is left to other programs."""
     vae_tile: tuple[Edge, Edge] | None = None

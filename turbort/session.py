@@ -256,6 +256,7 @@ class Session:
                 conditions,
                 device=self.device,
                 compute=compute,
+                int8_cache=self.profile.memory.activation_cache.startswith("int8"),
                 together=2 * len(jobs) <= self.profile.batch.most and 2 * len(jobs) <= max(2, self.memory.residency.batch),
             )
             state = None

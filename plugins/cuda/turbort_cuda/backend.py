@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -102,6 +102,19 @@ class Cuda(Backend):
     def explain(self, device: Device) -> Mapping[str, str]:
         return device.details
 
+    def offline_targets(self) -> Sequence[str]:
+        if importlib.util.find_spec("triton") is None:
+            return ()
+        from turbort_cuda.offline import GENERATIONS
+
+        return tuple(f"sm_{capability}" for capability in GENERATIONS)
+
+    def check_offline(self, targets: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        """Compile every kernel for these architectures; see `turbort_cuda.offline`."""
+        from turbort_cuda.offline import check_targets
+
+        return check_targets(targets)
+
 
 def _device(index: int) -> Device | None:
     """The card torch numbers `index`; None when it is too old."""
@@ -148,10 +161,13 @@ def _interpreter() -> list[Device] | Unavailable:
 
 
 def _without() -> str:
-    """What can be checked without a GPU, where Triton is there to do it."""
+    """What can be checked without a GPU, where Triton is there to do it, and what cannot."""
     if importlib.util.find_spec("triton") is None:
         return ""
-    return "; without a GPU, `TRITON_INTERPRET=1 turbort check cuda` judges what the Triton kernels compute"
+    return (
+        ". Without a GPU, `turbort check cuda --targets all` compiles every Triton kernel for six generations, and "
+        "`TRITON_INTERPRET=1 turbort check cuda` judges what they compute; speed, graphs and pools stay unchecked"
+    )
 
 
 def _version(package: str) -> str:
