@@ -147,6 +147,19 @@ class Plan:
         return replace(self, header={**self.header, **values})
 
 
+def check_calibrated(plan: Plan, digests: Mapping[str, str]) -> None:
+    """PlanError when a plan rests on the calibration of other weights than those of these digests."""
+    theirs = plan.header.get("calibration", {}).get("checkpoints", {})
+    pairs = {role: (theirs.get(role, digest), digest) for role, digest in digests.items()}
+    lines = [f"{role}: calibrated {wanted}, loaded {digest}" for role, (wanted, digest) in pairs.items() if wanted != digest]
+    if lines:
+        raise PlanError(
+            "the plan was calibrated for other weights",
+            tried=lines,
+            fix="calibrate these weights and plan again, or plan by rules",
+        )
+
+
 def fold(choices: Sequence[Choice]) -> list[tuple[str, int, dict[str, Any]]]:
     """Group sites that differ only in their first number: `blocks.{0-29}.norm`, with count and shared body."""
     groups: dict[tuple[str, str], list[int | None]] = {}

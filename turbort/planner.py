@@ -12,6 +12,7 @@ from turbort.backend import Device
 from turbort.errors import InputError, NoKernelError, UnavailableError
 from turbort.kernel import Call, Kernel
 from turbort.plan import Choice, Plan
+from turbort.policy import Evidence, judge
 from turbort.precision import PRECISIONS
 
 if TYPE_CHECKING:
@@ -107,12 +108,16 @@ class Planner:
         self.profile = profile
         self.registry = registry
         self.target = target
+        self.assigned: Mapping[str, tuple[str, str | None]] = {}
+        """Precisions, each with a note, that calibration gives to sites; what the profile overrides stays."""
 
     def wanted(self, call: Call) -> tuple[str, str | None]:
         """The precision the profile asks for at a site, and a note when a rule rather than its word decided."""
         for pattern, precision in self.profile.precision.overrides.items():
             if fnmatchcase(call.path.partition("/")[2], pattern) or fnmatchcase(call.path, pattern):
                 return precision, f"override {pattern}"
+        if call.path in self.assigned:
+            return self.assigned[call.path]
         stage = call.path.partition("/")[0]
         if stage == "vae":
             return self.profile.precision.vae, None
@@ -123,6 +128,24 @@ class Planner:
         if call.role == "time":
             return "fp32", "time path in fp32"
         return self.profile.precision.compute, None
+
+    def candidates(self, call: Call) -> tuple[str, ...]:
+        """What calibration may choose from at a site: the compute dtype, and every precision down to the profile's least."""
+        words = self.profile.precision
+        if words.override(call.path) is not None or not call.path.startswith("dit/"):
+            return ()
+        if call.op == "linear" and call.role.startswith(LINEAR_ROLES):
+            least = PRECISIONS[words.linear.min]
+        elif call.role == "attn.self":
+            least = PRECISIONS[words.attention]
+        else:
+            return ()
+        rows = [row for row in PRECISIONS.values() if row.kind == least.kind != "float"]
+        return (words.compute, *(row.name for row in rows if row.no_less_than(least)))
+
+    def kernel(self, calls: Sequence[Call], precision: str) -> Kernel | None:
+        """The kernel of the target's own backend that computes these calls at `precision`; None when none does."""
+        return self._accepting(calls, self.target.backend, precision, {})
 
     def choose(self, calls: Sequence[Call]) -> Choice:
         """The choice for one site, given its distinct calls (a streaming VAE calls a site with several shapes)."""
@@ -195,16 +218,37 @@ class Planner:
             readers = [by_path.get(path) for path in calls[0].consumers]
             schemes = {PRECISIONS[reader.precision].emit if reader and reader.op == "linear" else None for reader in readers}
             scheme = schemes.pop() if len(schemes) == 1 else None
-            fused.append(replace(choice, emit=scheme) if scheme and scheme in self._emits(choice) else choice)
+            fused.append(replace(choice, emit=scheme) if scheme and scheme in self.emits(choice) else choice)
         return fused
 
-    def _emits(self, choice: Choice) -> tuple[str, ...]:
+    def emits(self, choice: Choice) -> tuple[str, ...]:
+        """The schemes in which the chosen kernel of a site can hand over its output."""
         backend, _, name = choice.kernel.partition("/")
         return next(kernel.emits for kernel in self.registry.kernels(backend, choice.op) if kernel.name == name)
 
     def plan(self, sites: Sequence[Sequence[Call]]) -> tuple[Choice, ...]:
         """Choices for all sites, in call order."""
         return tuple(self.fuse_quantisation(sites, [self.choose(calls) for calls in sites]))
+
+
+def recorded(
+    spec: ModelSpec, profile: Profile, *, size: tuple[int, int], frames: int, batch: int = 1
+) -> list[list[Call]]:
+    """The call sites of a model at one size under a profile, each with its distinct calls."""
+    from turbort.models.sites import record_model
+
+    if batch < 1:
+        raise InputError(f"batch {batch} is not positive", fix="give a batch of 1 or more")
+    return record_model(
+        spec,
+        attention=profile.attention,
+        dtype=DTYPES[profile.precision.compute],
+        vae_dtype=DTYPES[profile.precision.vae],
+        width=size[0],
+        height=size[1],
+        frames=frames,
+        batch=batch,
+    )
 
 
 def make_plan(
@@ -217,31 +261,21 @@ def make_plan(
     frames: int | None = None,
     batch: int = 1,
     target: Target | None = None,
+    evidence: Evidence | None = None,
 ) -> Plan:
     """Record `spec` on meta at this size (width, height in pixels) and choose under `profile`.
 
     `backend` replaces the profile's own (`null` plans any profile on any machine; `cpu` rehearses it on the
-    reference backend). Raises UnavailableError when the backend has no device here, NoKernelError when
-    nothing computes a call.
+    reference backend). With `evidence` precisions are chosen as `precision.policy` says. Raises UnavailableError when the
+    backend has no device here, NoKernelError when nothing computes a call, InputError when no choice meets the budget.
     """
-    from turbort.models.sites import record_model
-
     width, height = size or (spec.defaults.width, spec.defaults.height)
     count = frames or spec.defaults.frames
-    if batch < 1:
-        raise InputError(f"batch {batch} is not positive", fix="give a batch of 1 or more")
     where = target or find_target(profile, registry, backend)
     planner = Planner(profile, registry, where)
-    sites = record_model(
-        spec,
-        attention=profile.attention,
-        dtype=DTYPES[profile.precision.compute],
-        vae_dtype=DTYPES[profile.precision.vae],
-        width=width,
-        height=height,
-        frames=count,
-        batch=batch,
-    )
+    sites = recorded(spec, profile, size=(width, height), frames=count, batch=batch)
+    judged = judge(planner, sites, evidence, spec.name)
+    planner.assigned = judged.assigned
     header = {
         "model": spec.name,
         "profile": profile.name,
@@ -255,6 +289,7 @@ def make_plan(
         "attention": profile.attention.model_dump(mode="json"),
         "compute": profile.precision.compute,
         "fallback": profile.fallback,
+        **judged.header,
     }
     plan = Plan(header, planner.plan(sites))
     notes = registry.backend(where.backend).review(spec, plan, where.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from turbort.cli.calibrate import calibrate
 from turbort.cli.check import check
 from turbort.cli.compile import compile
 from turbort.cli.devices import devices
@@ -34,6 +35,7 @@ app.command()(models)
 app.command()(download)
 app.command()(inspect)
 app.command()(quantize)
+app.command()(calibrate)
 app.command()(devices)
 app.command()(doctor)
 app.command()(check)
