@@ -41,7 +41,7 @@ def test_a_linear_is_the_integer_kernels_linear(precision, dtype):
     assert nmse(got, want) < (1e-12 if dtype == torch.float32 else 5e-6) < PRECISIONS[precision].max_nmse
     residual, gate = draw(2, 40, 72, dtype=dtype, seed=3), draw(2, 1, 72, seed=4)
     more = {"activation": "gelu_tanh", "residual": residual, "gate": gate}
-    assert nmse(fake_linear(x, weight, bias, precision=precision, **more), integer(precision, x, weight, bias, **more)) < 1e-5
+    assert nmse(fake_linear(x, weight, bias, precision=precision, **more), integer(precision, x, weight, bias, **more)) < 5e-5
 
 
 @pytest.mark.parametrize("precision", LINEAR)
