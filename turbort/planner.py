@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from turbort.backend import Device
-from turbort.errors import InputError, NoKernelError, UnavailableError
+from turbort.errors import InputError, NoKernelError
 from turbort.kernel import Call, Kernel
+from turbort.layouts import ROW, conversions, settle
 from turbort.plan import Choice, Plan
 from turbort.policy import Evidence, judge
 from turbort.precision import PRECISIONS
+from turbort.target import FALLBACK_BACKEND, Target, find_target
 
 if TYPE_CHECKING:
     from turbort.models.spec import ModelSpec
     from turbort.profile import Profile
     from turbort.registry import Registry
 
+__all__ = ["DTYPES", "LINEAR_ROLES", "Planner", "Target", "find_target", "make_plan", "recorded"]
+
 log = logging.getLogger("turbort")
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-FALLBACK_BACKEND = "reference"
 # What may stand in for a precision that no kernel of the device computes: always more bits, never fewer.
 _STEPS_UP: Mapping[str, tuple[str, ...]] = {
     "bsq4": ("w4a8", "w8a8"),
@@ -40,65 +42,6 @@ _STEPS_UP: Mapping[str, tuple[str, ...]] = {
     "fp32": (),
 }
 LINEAR_ROLES = ("self.", "cross.", "ffn.")
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where a plan is for: the backend asked, one of its devices, and whether this rehearses another platform."""
-
-    backend: str
-    device: Device
-    rehearsal: bool = False
-
-
-def find_target(profile: Profile, registry: Registry, on: str | None = None, *, absent: bool = False) -> Target:
-    """The device a profile runs on: its own backend, or `on` (`cpu` = the reference backend) as a rehearsal.
-
-    `on` may number one of the backend's devices (`cuda:1`). With `absent`, a backend that can describe the profile's
-    device without having one (`Backend.stand_in`) does so; such a target is for plans only. Raises InputError for a
-    number that is not there, UnavailableError when that backend has no device here, with the hint to rehearse.
-    """
-    try:
-        return _present_target(profile, registry, on)
-    except UnavailableError:
-        backend = registry.backends.get(on or profile.target.backend)
-        described = backend.stand_in(profile.target.arch) if absent and backend else None
-        if described is None:
-            raise
-        return Target(described.backend, described)
-
-
-def _present_target(profile: Profile, registry: Registry, on: str | None) -> Target:
-    wanted = profile.target.backend
-    asked, _, index = (on or wanted).partition(":")
-    name = {"cpu": FALLBACK_BACKEND}.get(asked, asked)
-    rehearsal = name != {"cpu": FALLBACK_BACKEND}.get(wanted, wanted)
-    devices = registry.devices(name)
-    if index:
-        devices = [_numbered(devices, index, name)]
-    matching = devices if rehearsal else [device for device in devices if _matches(profile, device)]
-    if not matching:
-        found = [f"found {device.name} ({device.arch})" for device in devices]
-        raise UnavailableError(
-            f"profile {profile.name} wants {wanted} {' or '.join(profile.target.arch)}",
-            tried=found,
-            fix="choose another profile, or add `--on cpu` to rehearse it",
-        )
-    return Target(name, matching[0], rehearsal)
-
-
-def _numbered(devices: Sequence[Device], index: str, name: str) -> Device:
-    if not index.isdecimal() or int(index) >= len(devices):
-        raise InputError(
-            f"backend {name} has no device {index!r}",
-            tried=[f"{name}:{number} is {device.name}" for number, device in enumerate(devices)],
-            fix=f"choose {name}:0" + (f" to {name}:{len(devices) - 1}" if len(devices) > 1 else ""),
-        )
-    return devices[int(index)]
-
-
-def _matches(profile: Profile, device: Device) -> bool:
-    return not profile.target.arch or any(fnmatchcase(device.arch, pattern) for pattern in profile.target.arch)
 
 
 class Planner:
@@ -228,7 +171,41 @@ class Planner:
 
     def plan(self, sites: Sequence[Sequence[Call]]) -> tuple[Choice, ...]:
         """Choices for all sites, in call order."""
-        return tuple(self.fuse_quantisation(sites, [self.choose(calls) for calls in sites]))
+        return tuple(self.arrange(sites, self.fuse_quantisation(sites, [self.choose(calls) for calls in sites])))
+
+    def arrange(self, sites: Sequence[Sequence[Call]], choices: Sequence[Choice]) -> list[Choice]:
+        """Take, among kernels that are as good, those that need the fewest conversions of layout, and note what remains."""
+        numbers = {choice.path: number for number, choice in enumerate(choices)}
+        # A streaming decoder reads what it made before; only what comes from earlier sites counts.
+        sources = [
+            sorted(numbers[path] for path in calls[0].sources if numbers.get(path, number) < number)
+            for number, calls in enumerate(sites)
+        ]
+        equal = [self._as_good(calls, choice) for calls, choice in zip(sites, choices, strict=True)]
+        picks, _ = settle([[kernel.layout for kernel in row] for row in equal], sources)
+        kernels = [row[pick] for row, pick in zip(equal, picks, strict=True)]
+        found = []
+        for choice, kernel, converts in zip(choices, kernels, conversions([k.layout for k in kernels], sources), strict=True):
+            backend = choice.kernel.partition("/")[0]
+            layout = None if kernel.layout == ROW else kernel.layout
+            found.append(replace(choice, kernel=f"{backend}/{kernel.name}", layout=layout, converts=tuple(converts)))
+        return found
+
+    def _as_good(self, calls: Sequence[Call], choice: Choice) -> list[Kernel]:
+        """The chosen kernel, then others of its priority that could stand in its place."""
+        backend, _, name = choice.kernel.partition("/")
+        rows = self.registry.kernels(backend, choice.op)
+        chosen = next(kernel for kernel in rows if kernel.name == name)
+        others = [
+            kernel
+            for kernel in rows
+            if kernel is not chosen
+            and kernel.priority == chosen.priority
+            and kernel.layout != chosen.layout
+            and (choice.emit is None or choice.emit in kernel.emits)
+            and not any(kernel.refusal(call, choice.precision, self.target.device) for call in calls)
+        ]
+        return [chosen, *others]
 
 
 def recorded(
