@@ -198,3 +198,31 @@ def test_the_command_line_from_prompts_to_a_planned_video(
     cli("run", "--model", little, "--plan", "plan.yaml", "--prompt", "a red circle moves right", "-o", "x.mp4", "-q")
     report = json.loads((tmp_path / "x.report.json").read_text())
     assert report["plan"]["policy"] == "budget"
+
+
+def test_weights_pruned_by_second_order_run_and_lose_less(little: Path, tmp_path: Path) -> None:
+    from turbort.checkpoints import open_checkpoint
+    from turbort.checkpoints.sparse import prune
+    from turbort.cli.prune import read_moments
+
+    spec, registry = spec_of(little), Registry()
+    subject = Subject(spec, cpu(), registry, find_target(cpu(), registry), little)
+    calibrate(subject, [replace(JOB, steps=2)], linears=("w8a8",), links=(), moments=tmp_path / "moments.safetensors")
+    whole = open_checkpoint(little / "dit.safetensors")
+    moments = read_moments(tmp_path / "moments.safetensors", whole.digest)
+    exact, _ = frames(little)
+    quality = {}
+    for name, known in (("magnitude", None), ("second", moments)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for part in ("vae.safetensors", "tokenizer.json", "text_encoder"):
+            (folder / part).symlink_to(little / part)
+        prune(whole, folder / "dit.safetensors", "bsq8", tile=4, density=0.6, moments=known)
+        bsq8 = cpu().precision.linear.model_copy(update={"max": "bsq8", "min": "bsq8"})
+        with Session.open(spec, cpu(linear=bsq8), jobs=[JOB], root=folder) as session:
+            quality[name] = psnr(session.generate([JOB])[0].frames.astype(numpy.float32) / 255, exact)
+            ran = {row["precision"] for row in session.report()["executed"] if row["op"] == "linear" and row["stage"] == "dit"}
+        assert "bsq8" in ran
+    assert quality["second"] > quality["magnitude"] + 0.5, quality
+    with pytest.raises(InputError, match="other weights"):
+        read_moments(tmp_path / "moments.safetensors", "sha256:other")

@@ -27,9 +27,9 @@ SPARSE = ("bsq8", "bsq4")
 class Watched(Experts):
     """Experts whose weights stay in the compute dtype and whose every call of the transformer is followed by a backward pass."""
 
-    def __init__(self, *args: Any, linears: tuple[str, ...] = LINEARS, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, linears: tuple[str, ...] = LINEARS, moments: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.watch = Watch()
+        self.watch = Watch(moments=moments)
         self.linears = linears
         self.sites: dict[str, Site] = {}
         self._weights = Weights()
@@ -68,6 +68,14 @@ class Watched(Experts):
             return out.detach()
 
         return step
+
+    def moments(self) -> dict[str, Tensor]:
+        """E[x x^T] of every observed linear, by the name of its weight."""
+        found = {}
+        for path, site in self.sites.items():
+            if site.moments is not None:
+                found[path.removeprefix("dit/").removesuffix(".op") + ".weight"] = (site.moments / site.rows).cpu()
+        return found
 
     def records(self) -> Mapping[str, SiteRecord]:
         """What all sites saw, by path; those that the model never reached are left out."""

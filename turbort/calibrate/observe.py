@@ -74,9 +74,11 @@ class Weights:
 
 
 class Watch:
-    """What all sites of a model share: the sampling step that runs, the energy of the model's output, and the random signs."""
+    """What all sites share: the sampling step that runs, the energy of the model's output, the random signs, and whether E[x x^T]
+    of linears is kept."""
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, *, moments: bool = False) -> None:
+        self.moments = moments
         self.step = 0
         self.energy = math.inf
         self._generator = torch.Generator().manual_seed(seed)
@@ -94,6 +96,8 @@ class Site:
     def __init__(self, path: str, slot: Slot, candidates: tuple[str, ...], weights: Weights, watch: Watch) -> None:
         self.path, self.slot, self.candidates, self.weights, self.watch = path, slot, candidates, weights, watch
         self.sparsity: float | None = None
+        self.moments: Tensor | None = None
+        self.rows = 0
         self.steps: dict[int, StepRecord] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -106,11 +110,19 @@ class Site:
             return out
         if self.sparsity is None and "weight" in given:
             self.sparsity = weight_sparsity(given["weight"])
+        if self.watch.moments and first is not None and "weight" in given:
+            self._collect(first.detach())
         frozen = {name: value.detach() if isinstance(value, Tensor) else value for name, value in given.items()}
         kept = out.detach()
         out = out if out.requires_grad else out.requires_grad_()
         out.register_hook(lambda gradient: self._judge(frozen, kept, gradient))
         return out
+
+    def _collect(self, x: Tensor) -> None:
+        """Add x^T x."""
+        rows = x.flatten(0, -2).to(torch.float32)
+        self.moments = rows.t() @ rows if self.moments is None else self.moments.addmm_(rows.t(), rows)
+        self.rows += len(rows)
 
     def _add(self, record: StepRecord) -> None:
         step = self.watch.step

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save
 
 from turbort.calibrate.model import LINEARS, Watched
 from turbort.calibration import Calibration, Link
@@ -17,6 +18,7 @@ from turbort.denoise import Denoiser
 from turbort.embed import Embedder, PromptCache
 from turbort.errors import InputError
 from turbort.experts import Setting
+from turbort.io import atomic_bytes
 from turbort.job import Event, Job, OnEvent, passes, silent
 from turbort.memory import Residency
 from turbort.models.files import locate
@@ -49,12 +51,14 @@ def calibrate(
     *,
     linears: tuple[str, ...] = LINEARS,
     links: Sequence[str] = LINKS,
+    moments: Path | None = None,
     on_event: OnEvent = silent,
 ) -> Calibration:
     """Watch the sampling of `jobs` (of one shape) and return what every call site of the transformer saw and would suffer.
 
     One forward and one backward pass per step and job, in the profile's compute dtype, plus each site once more at every
     precision. For each precision in `links` the first job's video is made too, and compared with the unquantised one.
+    `moments` names a safetensors file for E[x x^T] of every block linear, which `turbort prune` reads; a K x K matrix each.
     Raises InputError for jobs of several shapes or with pictures.
     """
     resolved = [job.resolved(subject.spec) for job in jobs]
@@ -71,7 +75,7 @@ def calibrate(
     backend = subject.registry.backend(subject.target.backend)
     header = {"model": spec.name}
     setting = Setting(spec, profile, Plan(header, ()), subject.registry, backend, subject.target.device, Residency())
-    watched = Watched(setting, files, linears=linears)
+    watched = Watched(setting, files, linears=linears, moments=moments is not None)
     watched.load(lambda: backend.memory(subject.target.device).used, on_event)
     for number, job in enumerate(resolved):
         watched.watch.step = 0
@@ -102,6 +106,11 @@ def calibrate(
         watched.records(),
         tuple((job.prompt, job.seed) for job in resolved),
     )
+    if moments is not None:
+        if spec.experts:
+            raise InputError(f"{spec.name} has two experts, and moments are kept for one", fix="leave out --moments")
+        found = {name: value.contiguous() for name, value in watched.moments().items()}
+        atomic_bytes(moments, save(found, {"checkpoint": watched.digests[watched.roles[0]]}))
     watched.close()
     return replace(made, links=tuple(_links(subject, made, first, links, on_event)))
 

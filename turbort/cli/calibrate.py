@@ -34,6 +34,9 @@ def calibrate(
     link: Annotated[
         str, typer.Option("--link", metavar="NAMES", help="Precisions of whole videos that tie errors to pixels; `none` skips.")
     ] = "w8a8,w4a8",
+    moments: Annotated[
+        Path | None, typer.Option("--moments", metavar="FILE", help="Keep E[x x^T] of linears, too, for `turbort prune`.")
+    ] = None,
     merge: Annotated[
         list[Path] | None, typer.Option("--merge", metavar="FILE", help="Add this calibration; may be given several times.")
     ] = None,
@@ -47,11 +50,12 @@ def calibrate(
 
     if prompts is None and not merge:
         raise InputError("there is nothing to calibrate with", fix="add --prompts FILE, or --merge FILE --merge FILE")
-    resolve_target(out)
+    for path in (out, *([moments] if moments else [])):
+        resolve_target(path)
     parts = [Calibration.load(path) for path in merge or ()]
     if prompts is not None:
         precisions = () if link == "none" else tuple(name.strip() for name in link.split(","))
-        parts.append(_made(model, prompts, weights, profile, on, _shape(size, frames, steps), sampler, precisions))
+        parts.append(_made(model, prompts, weights, profile, on, _shape(size, frames, steps), sampler, precisions, moments))
     made = joined(parts)
     atomic_text(out, made.dumps())
     if json:
@@ -76,6 +80,7 @@ def _made(
     shape: dict[str, Any],
     sampler: str | None,
     links: tuple[str, ...],
+    moments: Path | None,
 ) -> Calibration:
     from turbort.calibrate.run import Subject
     from turbort.calibrate.run import calibrate as run
@@ -98,7 +103,7 @@ def _made(
     jobs = read_prompts(prompts, _base(spec, shape), spec)
     subject = Subject(spec, choice.profile, choice.registry, choice.target, root, PromptCache.default())
     with Display(jobs=len(jobs)) as display:
-        return run(subject, jobs, links=links, on_event=display)
+        return run(subject, jobs, links=links, moments=moments, on_event=display)
 
 
 def _base(spec: ModelSpec, shape: dict[str, Any]) -> Job:
