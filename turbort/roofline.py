@@ -49,7 +49,7 @@ def _chip(arch: str, half: float, int8: float, bandwidth: float, *, fp8: float =
 
 # Dense peaks. Sources: the vendors' documents named in the profiles of these devices (profiles/*.yaml). Where one architecture
 # has several cards, the figures are those of the largest; ratios between formats, which decide, are alike.
-# sm_90: shares reached as measured on an H100 SXM (docs/benchmarks.md: bf16 660-716 TFLOP/s, int8 989-1158, fp8 1197-1306).
+# Shares reached are those measured on an H100 SXM at the model's sizes: bf16 660-716 TFLOP/s, int8 989-1158 TOP/s, fp8 1197-1306.
 # Ascend910: 313 TFLOPS FP16 of the Atlas 800I A2; the INT8 rate is taken as twice that, as for the vendor's other chips.
 # x86_64: one core of an AMD EPYC with AVX-512 VNNI (benchmarks/results/cpu_kernels.json, 576x256x1024, oneDNN).
 DEVICES: Sequence[Figures] = (
