@@ -25,7 +25,7 @@ from turbort.models.spec import ModelSpec
 from turbort.models.vae import build_vae
 from turbort.models.wan_vae import WanVae
 from turbort.output import decode
-from turbort.plan import Plan
+from turbort.plan import Plan, check_calibrated
 from turbort.planner import DTYPES, Target, find_target, make_plan
 from turbort.precision import PRECISIONS
 from turbort.profile import Profile
@@ -71,6 +71,7 @@ class Session:
         self._exit = ExitStack()
         setting = Setting(spec, profile, plan, registry, self.backend, target.device, self.memory.residency)
         self._experts = Experts(setting, self.files, loras)
+        check_calibrated(plan, self._experts.digests)
         text = PRECISIONS[profile.precision.text]
         self._embedder = Embedder(
             spec,

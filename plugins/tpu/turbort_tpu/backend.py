@@ -104,7 +104,7 @@ class Tpu(Backend):
         return check_targets(targets)
 
     def compile_ahead(
-        self, spec: ModelSpec, profile: Profile, registry: Registry, out: Path, size: tuple[int, int], frames: int
+        self, spec: ModelSpec, profile: Profile, registry: Registry, out: Path, size: tuple[int, int], frames: int, plan: Plan
     ) -> Mapping[str, Any]:
         from turbort_tpu.aot.compile import compile_trunk
 
