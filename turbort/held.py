@@ -20,7 +20,7 @@ from turbort.memory_ladder import step_down
 from turbort.models.files import locate
 from turbort.models.spec import ModelSpec
 from turbort.pixels import Pixels
-from turbort.plan import Plan
+from turbort.plan import Plan, check_calibrated
 from turbort.planner import DTYPES, Target
 from turbort.precision import PRECISIONS
 from turbort.profile import Profile
@@ -69,6 +69,7 @@ class Held:
         self._exit = ExitStack()
         setting = Setting(spec, profile, plan, registry, self.backend, target.device, self.memory.residency)
         self._experts = Experts(setting, self.files, loras)
+        check_calibrated(plan, self._experts.digests)
         self._pixels = self._bound_pixels()
         text = PRECISIONS[profile.precision.text]
         self._embedder = Embedder(

@@ -179,6 +179,7 @@ class Session(Held):
                 conditions,
                 device=self.device,
                 compute=compute,
+                int8_cache=self.profile.memory.activation_cache.startswith("int8"),
                 together=self._batching.together(jobs),
             )
             state = None

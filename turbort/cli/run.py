@@ -50,7 +50,7 @@ def run(
     guidance: Annotated[float | None, typer.Option("--guidance", metavar="G", help="Guidance scale; 1 is none.")] = None,
     sampler: options.Sampler = None,
     plan: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="Replay a plan written by `turbort plan -o`.")
+        Path | None, typer.Option("--plan", metavar="FILE|DIR", help="Replay `turbort plan -o FILE` or `turbort compile -o DIR`.")
     ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Where the run's receipt goes; beside the video when absent.")
@@ -155,6 +155,8 @@ def prepare(
     jobs = jobs_of(asked, spec)
     budget = parse_budget(extra.budget)
     choice = within(choose(profile, on), budget)
+    if plan_file is not None and (plan_file / "manifest.json").is_file():
+        _use_compiled(plan_file, choice)
     trained = as_trained(spec, locate(spec, weights or spec.root or Path.cwd()))
     if trained is not spec:
         spec = with_sampler(trained, sampler)
@@ -163,6 +165,15 @@ def prepare(
         check_replay(saved, spec, choice.profile, by_shape(jobs, spec))
     loras = _loras(extra.loras, spec)
     return Work(asked, spec, choice, jobs, weights, saved, on, loras, budget, extra.prompt_cache)
+
+
+def _use_compiled(folder: Path, choice: Choice) -> None:
+    """Programs of `turbort compile`, when the run is on the backend they were compiled for."""
+    from turbort import artifacts
+
+    _, manifest = artifacts.load(folder)
+    if manifest.backend == choice.target.backend:
+        choice.registry.backend(manifest.backend).use_ahead(folder)
 
 
 def _loras(texts: Sequence[str], spec: ModelSpec) -> tuple[Lora, ...]:
