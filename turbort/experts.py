@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -52,8 +52,8 @@ class Setting:
 class Experts:
     """Opens, binds and swaps transformers by role (`dit`, or the names in `spec.experts`).
 
-    With `residency.experts == "swap"` one is on the device at a time: `prefetch` reads the next one's weights on the host,
-    already in the precision of their sites, while the current one still computes, and the swap then only copies.
+    With `residency.experts == "swap"` one is on the device at a time: `prefetch` reads the next one's weights into the
+    host's memory while the current one still computes, and the swap then only copies them.
     """
 
     def __init__(self, setting: Setting, files: Mapping[str, Path], loras: Sequence[Lora] = ()) -> None:
@@ -79,7 +79,7 @@ class Experts:
         for role in self.roles[:1] if swap else self.roles:
             model, binder = self._bind()
             expected = binder.expected()
-            for number, (name, value) in enumerate(stream(self._checkpoints[role], expected)):
+            for number, (name, value) in enumerate(stream(self._checkpoints[role], expected, device=binder.device)):
                 binder.place(name, value)
                 on_event(Event("load", number + 1, len(expected), memory=used(), message=role))
             self._ready[role] = self._finish(model)
@@ -100,6 +100,7 @@ class Experts:
         setting = self.setting
         if setting.residency.offload:
             Offload(model, torch.device(setting.device.torch_name))
+        if setting.residency.offload or setting.plan.header.get("graph") == "eager":
             return Expert(model, model)
         return Expert(model, setting.backend.compile_step(model, setting.device))
 
@@ -153,20 +154,13 @@ class Experts:
         self._ready.clear()
         self.setting.backend.empty_cache(self.setting.device)
 
+    def settle(self, residency: Residency) -> None:
+        """Load under another residency from now on; nothing may be loaded."""
+        self.setting = replace(self.setting, residency=residency)
+
     def executed(self) -> list[dict[str, Any]]:
         """What ran so far, over all experts: sites are those of one expert where only one ran."""
-        merged: dict[tuple[str, ...], dict[str, Any]] = {}
-        for row in self.rows + [row for expert in self._ready.values() for row in executed(expert.model, "dit")]:
-            key = (row["op"], row["provider"], row["precision"])
-            if key in merged:
-                merged[key] = {
-                    **row,
-                    "sites": max(merged[key]["sites"], row["sites"]),
-                    "calls": merged[key]["calls"] + row["calls"],
-                }
-            else:
-                merged[key] = row
-        return list(merged.values())
+        return merged(self.rows + [row for expert in self._ready.values() for row in executed(expert.model, "dit")])
 
     def close(self) -> None:
         """Free everything."""
@@ -174,3 +168,13 @@ class Experts:
             self._waiting[1].join()
             self._waiting = None
         self._forget()
+
+
+def merged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per stage, op, provider and precision: calls added up, sites the most that one model had."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["stage"], row["op"], row["provider"], row["precision"])
+        before = found.get(key, {"sites": 0, "calls": 0})
+        found[key] = {**row, "sites": max(before["sites"], row["sites"]), "calls": before["calls"] + row["calls"]}
+    return list(found.values())

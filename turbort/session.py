@@ -3,85 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from turbort.bind import Binder, executed
-from turbort.checkpoints import open_checkpoint, stream
+from turbort.batching import Batching, Numbered
 from turbort.checkpoints.lora import Lora
 from turbort.conditions import Conditions, conditions_of
 from turbort.denoise import Denoiser
-from turbort.embed import Embedder, PromptCache
-from turbort.experts import Experts, Setting
-from turbort.job import Event, Job, OnEvent, Result, batches, check_image, passes, samples_per_step, silent
-from turbort.memory import Forecast, budget_of, choose, forecast, tiered, tiered_below
-from turbort.models.files import locate
+from turbort.embed import PromptCache
+from turbort.experts import merged
+from turbort.held import Held
+from turbort.job import Event, Job, OnEvent, Result, check_image, passes, samples_per_step, silent
+from turbort.memory import Forecast, budget_of, tiered
+from turbort.memory_ladder import choose
 from turbort.models.spec import ModelSpec
-from turbort.models.vae import build_vae
-from turbort.models.wan_vae import WanVae
 from turbort.output import decode
-from turbort.plan import Plan, check_calibrated
-from turbort.planner import DTYPES, Target, find_target, make_plan
-from turbort.precision import PRECISIONS
+from turbort.plan import Plan
+from turbort.planner import DTYPES, find_target, make_plan
 from turbort.profile import Profile
 from turbort.registry import Registry
-from turbort.report import Stopwatch, receipt
+from turbort.report import receipt
 
 
-class Session:
+class Session(Held):
     """A model bound to one plan on one device, with its weights in place.
 
     Open it with `Session.open`, use it as a context manager, call `generate` as often as needed, and read
     `report()` at the end. A session owns its memory pool; two sessions in one process do not share state.
     """
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        profile: Profile,
-        plan: Plan,
-        registry: Registry,
-        target: Target,
-        root: Path,
-        *,
-        memory: Forecast | None = None,
-        loras: Sequence[Lora] = (),
-        cache: PromptCache | None = None,
-    ) -> None:
-        self.spec = spec
-        self.profile = profile
-        self.plan = plan
-        self.registry = registry
-        self.target = target
-        self.backend = registry.backend(target.backend)
-        self.device = torch.device(target.device.torch_name)
-        self.watch = Stopwatch(self.backend, target.device)
-        # Quantised codes need not be made from wide weights first; those are better where memory is plenty.
-        below = tiered_below(profile, memory.budget if memory else None)
-        self.files = locate(spec, root, quantised=below)
-        self.memory = memory or forecast(plan, spec, profile)
-        self.results: list[Result] = []
-        self._weights: dict[str, str] = {}
-        self._more = False
-        self._exit = ExitStack()
-        setting = Setting(spec, profile, plan, registry, self.backend, target.device, self.memory.residency)
-        self._experts = Experts(setting, self.files, loras)
-        check_calibrated(plan, self._experts.digests)
-        text = PRECISIONS[profile.precision.text]
-        self._embedder = Embedder(
-            spec,
-            self.files,
-            device=self.device,
-            dtype=getattr(torch, DTYPES.get(text.name, DTYPES[profile.precision.compute])),
-            scheme=self.memory.residency.text_scheme or text.weight_scheme,
-            cache=cache,
-        )
-        self._vae: WanVae
 
     @classmethod
     def open(
@@ -98,13 +51,14 @@ class Session:
         memory_budget: int | None = None,
         loras: Sequence[Lora] = (),
         cache: PromptCache | None = None,
+        memory: Forecast | None = None,
     ) -> Session:
         """Plan (unless `plan` is given), check that all files are there, and load the weights.
 
         `jobs` tell the planner the size and the batch; `root` is the folder of the model's files (default: where
         `spec` says). `memory_budget` in bytes simulates a smaller device; `loras` are added to the transformer's weights;
-        `cache` keeps prompts' embeddings on disk. Raises UnavailableError, NoKernelError, PlanError or CheckpointError
-        before any video is begun.
+        `cache` keeps prompts' embeddings on disk; `memory` is the residency to use (default: the fastest that fits).
+        Raises UnavailableError, NoKernelError, PlanError or CheckpointError before any video is begun.
         """
         registry = registry or Registry()
         target = find_target(profile, registry, on or (plan.header["backend"] if plan else None))
@@ -115,14 +69,26 @@ class Session:
         if plan is None:
             size = (first.width or 0, first.height or 0)
             batch = samples_per_step(profile, len(jobs), first)
-            plan = make_plan(spec, profile, registry, target=target, size=size, frames=first.frames, batch=batch)
-        memory = choose(plan, spec, profile, budget)
+            plan = make_plan(
+                spec,
+                profile,
+                registry,
+                target=target,
+                size=size,
+                frames=first.frames,
+                batch=batch,
+                image=first.image is not None,
+            )
+        memory = memory or choose(plan, spec, profile, budget)
         session = cls(
             spec, profile, plan, registry, target, root or spec.root or Path.cwd(), memory=memory, loras=loras, cache=cache
         )
-        if memory.residency.text == "first" and jobs:
-            session._embed([job.resolved(spec) for job in jobs], on_event)
-        session._load(on_event)
+        fill = partial(session._fill, [job.resolved(spec) for job in jobs], on_event)
+        try:
+            session._attempt(fill, fill, on_event)
+        except BaseException:
+            session.close()
+            raise
         return session
 
     def __enter__(self) -> Session:
@@ -131,102 +97,59 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Free the weights and the pool."""
-        self._exit.close()
-        self._experts.close()
-        self.__dict__.pop("_vae", None)
-        self.backend.empty_cache(self.target.device)
-
-    def _load(self, on_event: OnEvent) -> None:
-        with self.watch.stage("load"):
-            pool: AbstractContextManager[Any] = self.backend.pool(self.target.device, self.profile.memory.strategy)
-            self._exit.enter_context(pool)
-            self._experts.load(self._used, on_event)
-            self._weights.update(self._experts.digests)
-            with torch.device("meta"):
-                self._vae = build_vae(self.spec.vae).requires_grad_(False).eval()
-            dtype = getattr(torch, DTYPES[self.profile.precision.vae])
-            binder = Binder(self._vae, self.plan, "vae", self.registry, device=self.device, dtype=dtype)
-            checkpoint = open_checkpoint(self.files["vae"])
-            expected = binder.expected()
-            for number, (name, value) in enumerate(stream(checkpoint, expected)):
-                binder.place(name, value)
-                on_event(Event("load", number + 1, len(expected), memory=self._used(), message="vae"))
-            self._weights["vae"] = checkpoint.digest
-
-    def _used(self) -> int | None:
-        return self.backend.memory(self.target.device).used
-
     def generate(self, jobs: Sequence[Job], on_event: OnEvent = silent) -> list[Result]:
         """Make the videos of `jobs`, in order, batched as the profile and the memory allow.
 
         A job gives the same video alone or in a batch, as far as the kernels are independent of the batch size.
         Interrupting between steps leaves finished videos in place and no half-written file. Should the device run out of
-        memory all the same, the group is tried once more, one job at a time and one latent frame at a time, and an event says so.
+        memory all the same, what failed is freed and tried once more with the next smaller residency, and an event and the
+        report say so; UnavailableError when that fails, too.
         """
         resolved = [job.resolved(self.spec) for job in jobs]
         for job in resolved:
             check_image(job, self.spec)
-        texts = self._embed(resolved, on_event)
+        texts = self._texts_of(resolved, on_event)
         made: list[Result] = []
-        groups = list(batches(resolved, self._most(resolved)))
+        groups = self._batching.groups(list(enumerate(resolved)))
         for group in groups:
             self._more = group is not groups[-1]
-            made.extend(self._attempt(group, texts, on_event))
+            made.extend(self._whole(group, texts, on_event))
         self.results.extend(made)
         return made
 
-    def _most(self, jobs: Sequence[Job]) -> int:
-        """Jobs per group: the profile's samples per step, as far as the memory forecast allows, over the passes of a job."""
-        if not jobs:
-            return 1
-        wanted = samples_per_step(self.profile, len(jobs), jobs[0])
-        if self.memory.residency.batch < int(self.plan.header["batch"]):
-            wanted = min(wanted, self.memory.residency.batch)
-        return max(1, wanted // passes(jobs[0]))
+    @property
+    def _batching(self) -> Batching:
+        return Batching(self.profile, int(self.plan.header["batch"]), self.memory.residency.batch)
 
-    def _attempt(self, group: Sequence[tuple[int, Job]], texts: dict[str, Tensor], on_event: OnEvent) -> list[Result]:
+    def _whole(self, group: Sequence[Numbered], texts: dict[str, Tensor], on_event: OnEvent) -> list[Result]:
         done: list[Result] = []
-        try:
+
+        def work() -> None:
             for result in self._make(group, texts, on_event):
                 done.append(result)  # noqa: PERF402 - what is finished must survive a failure of the next
-            return done
-        except torch.OutOfMemoryError:
-            pass  # handled outside, where the failed call's tensors are no longer held by the exception
-        self.backend.empty_cache(self.target.device)
-        smaller = replace(self.memory.residency, chunk=1, batch=1)
-        self.memory = replace(self.memory, residency=smaller)
-        on_event(Event("plan", message="out of memory: going on with one job and one latent frame at a time"))
-        for number, job in group[len(done) :]:
-            done.extend(self._make([(number, job)], texts, on_event))
+
+        def again() -> None:
+            self._load(on_event)
+            for part in self._batching.groups(group[len(done) :]):
+                done.extend(self._make(part, texts, on_event))
+
+        self._attempt(work, again, on_event)
         return done
 
     @torch.inference_mode()
-    def _embed(self, jobs: Sequence[Job], on_event: OnEvent) -> dict[str, Tensor]:
-        """Text embeddings [1, text_len, text_dim] by text; the encoder is freed afterwards."""
-        with self.watch.stage("text"):
-            return self._embedder.embed(
-                [text for job in jobs for text in _texts(job)],
-                lambda done, wanted: on_event(Event("text", done, wanted, memory=self._used())),
-            )
-
-    @torch.inference_mode()
-    def _make(self, group: Sequence[tuple[int, Job]], texts: dict[str, Tensor], on_event: OnEvent) -> Iterator[Result]:
+    def _make(self, group: Sequence[Numbered], texts: dict[str, Tensor], on_event: OnEvent) -> Iterator[Result]:
         before = dict(self.watch.seconds)
         latents = self._sample(group, texts, on_event)
         if self._more:
             self._experts.prefetch(self._experts.roles[0])
-        dtype = getattr(torch, DTYPES[self.profile.precision.vae])
         for row, (number, job) in enumerate(group):
 
             def told(done: int, total: int, number: int = number) -> None:
                 on_event(Event("decode", done, total, number, self._used()))
 
-            with self.watch.stage("decode"):
-                path, frames = decode(
-                    self._vae, latents[row : row + 1].to(dtype), job, self._chunk(job), told, tile=self.memory.residency.tile
-                )
+            with self._during("decode"):
+                mine = self._pixels.latents(latents[row : row + 1])
+                path, frames = decode(self._pixels.vae, mine, job, self._chunk(job), told, tile=self.memory.residency.tile)
             on_event(Event("write", 1, 1, number, self._used(), message=str(path or "")))
             seconds = {stage: value - before.get(stage, 0.0) for stage, value in self.watch.seconds.items()}
             yield Result(job, path, {stage: value for stage, value in seconds.items() if value > 0}, frames)
@@ -237,18 +160,17 @@ class Session:
         pixels = (job.width or 1) * (job.height or 1)
         return max(1, self.memory.residency.chunk * int(width * height) // pixels)
 
-    def _sample(self, group: Sequence[tuple[int, Job]], texts: dict[str, Tensor], on_event: OnEvent) -> Tensor:
+    def _sample(self, group: Sequence[Numbered], texts: dict[str, Tensor], on_event: OnEvent) -> Tensor:
         """Latents [B, C, T, h, w] in float32 for a group of jobs of one shape."""
         first = group[0][1]
-        jobs = [job for _, job in group]
-        jobs += [jobs[-1]] * (self._padded(len(jobs), first) - len(jobs))
+        jobs = self._batching.padded([job for _, job in group])
         compute = getattr(torch, DTYPES[self.profile.precision.compute])
         conditions = self._conditions(jobs, compute, on_event)
 
         def gathered(prompts: Sequence[str]) -> Tensor:
             return torch.cat([texts[prompt] for prompt in prompts]).to(self.device, compute)
 
-        with self.watch.stage("sample"):
+        with self._during("sample"):
             denoiser = Denoiser(
                 self.spec,
                 self._experts,
@@ -258,7 +180,7 @@ class Session:
                 device=self.device,
                 compute=compute,
                 int8_cache=self.profile.memory.activation_cache.startswith("int8"),
-                together=2 * len(jobs) <= self.profile.batch.most and 2 * len(jobs) <= max(2, self.memory.residency.batch),
+                together=self._batching.together(jobs),
             )
             state = None
             for state in denoiser.steps(first, [job.seed for job in jobs]):
@@ -270,25 +192,16 @@ class Session:
         if jobs[0].image is None:
             return Conditions()
         on_event(Event("image", 0, 1, memory=self._used()))
-        with self.watch.stage("image"):
-            vae = getattr(torch, DTYPES[self.profile.precision.vae])
-            found = conditions_of(jobs, self.spec, self._vae, self.files, device=self.device, dtype=vae, compute=compute)
+        self._load(on_event, encoder=True)
+        with self._during("image"):
+            vae = self._pixels
+            found = conditions_of(jobs, self.spec, vae.vae, self.files, device=self.device, dtype=vae.dtype, compute=compute)
         on_event(Event("image", 1, 1, memory=self._used()))
         return found
 
-    def _padded(self, count: int, job: Job) -> int:
-        """A fixed batch is filled up by repeating its last job, so that one compiled shape serves all."""
-        batch = self.profile.batch
-        if batch.mode != "fixed" or self.memory.residency.batch < int(self.plan.header["batch"]):
-            return count
-        return max(count, batch.most // passes(job))
-
     def report(self) -> dict[str, Any]:
         """The receipt of everything this session has made."""
-        ran = self._experts.executed() + executed(self._vae, "vae")
+        ran = merged(self._experts.executed() + self._ran + self._pixels.executed())
         document = receipt(self.plan, self.target.device, self.watch, ran, self.results, self._weights)
-        return {**document, "memory": self.memory.as_data(), "expert_swaps": self._experts.swaps}
-
-
-def _texts(job: Job) -> tuple[str, ...]:
-    return (job.prompt, job.negative_prompt or "") if passes(job) == 2 else (job.prompt,)
+        memory = {**self.memory.as_data(), "steps_down": list(self.steps_down)}
+        return {**document, "memory": memory, "expert_swaps": self._experts.swaps}
