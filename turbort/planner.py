@@ -164,13 +164,13 @@ class Planner:
             fused.append(replace(choice, emit=scheme) if scheme and scheme in self.emits(choice) else choice)
         return fused
 
-    def capturable(self, choices: Sequence[Choice]) -> bool:
-        """Whether every kernel of the transformer allows a backend to capture the step."""
-        return all(self._kernel(choice).capturable for choice in choices if choice.path.startswith("dit/"))
-
     def emits(self, choice: Choice) -> tuple[str, ...]:
         """The schemes in which the chosen kernel of a site can hand over its output."""
         return self._kernel(choice).emits
+
+    def capturable(self, choices: Sequence[Choice]) -> bool:
+        """Whether every kernel of the transformer allows a backend to capture the step."""
+        return all(self._kernel(choice).capturable for choice in choices if choice.path.startswith("dit/"))
 
     def _kernel(self, choice: Choice) -> Kernel:
         backend, _, name = choice.kernel.partition("/")
@@ -216,7 +216,13 @@ class Planner:
 
 
 def recorded(
-    spec: ModelSpec, profile: Profile, *, size: tuple[int, int], frames: int, batch: int = 1, image: bool = False
+    spec: ModelSpec,
+    profile: Profile,
+    *,
+    size: tuple[int, int],
+    frames: int,
+    batch: int = 1,
+    image: bool = False,
 ) -> list[list[Call]]:
     """The call sites of a model at one size under a profile, each with its distinct calls."""
     from turbort.models.sites import record_model
@@ -246,8 +252,8 @@ def make_plan(
     frames: int | None = None,
     batch: int = 1,
     target: Target | None = None,
-    image: bool = False,
     evidence: Evidence | None = None,
+    image: bool = False,
 ) -> Plan:
     """Record `spec` on meta at this size (width, height in pixels) and choose under `profile`.
 

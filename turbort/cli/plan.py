@@ -149,6 +149,6 @@ def make(
         size=(full.width or 0, full.height or 0),
         frames=full.frames,
         batch=samples_per_step(choice.profile, jobs, full) if batch is None else batch,
-        image=full.image is not None,
         evidence=evidence,
+        image=full.image is not None,
     )
