@@ -1,9 +1,9 @@
 """Folders that `turbort compile` writes: a plan, what a backend compiled for it, and a manifest that ties them together.
 
-manifest.json   {"artifacts": 1, "plan": digest of plan.yaml, "model", "profile", "backend", "targets",
-                 "files": [{"path", "bytes", "sha256"}], "facts": what the compiler said, "versions"}
-plan.yaml       the plan, for `turbort run --plan DIR`
-...             the backend's files
+    manifest.json   {"artifacts": 1, "plan": digest of plan.yaml, "model", "profile", "backend", "targets",
+                     "files": [{"path", "bytes", "sha256"}], "facts": what the compiler said, "versions"}
+    plan.yaml       the plan, for `turbort run --plan DIR`
+    ...             the backend's files
 """
 
 from __future__ import annotations
