@@ -186,16 +186,15 @@ def _site(planner: Planner, calls: Sequence[Call], record: SiteRecord, costs: Co
     if not names:
         return None
     source = costs.source(call, names)
-    density = 1.0 - record.weight_sparsity
 
-    def share(name: str) -> float:
-        return density if name.startswith("bsq") else 1.0
+    def share(name: str, empty: float) -> float:
+        return 1.0 - empty if name.startswith("bsq") else 1.0
 
     return Site(
         call,
-        {name: costs.seconds(call, name, source, share(name)) for name in names},
+        {name: costs.seconds(call, name, source, share(name, record.empty_blocks)) for name in names},
         {name: 0.0 if PRECISIONS[name].kind == "float" else record.felt(name) for name in names},
-        {name: weight_bytes(call, name, share(name)) for name in names},
+        {name: weight_bytes(call, name, share(name, record.weight_sparsity)) for name in names},
         source,
         1.0 / steps if call.role == TEXT_ROLE else 1.0,
     )

@@ -85,8 +85,20 @@ def velocities(little: Path, linear: str) -> torch.Tensor:
     return found[0].float()
 
 
-def frames(little: Path, plan=None, linear: str = "fp32", **changes: object):
-    words = {"linear": cpu().precision.linear.model_copy(update={"max": linear, "min": linear}), **changes}
+KNOWN: dict[tuple[Path, str], object] = {}
+
+
+def frames(little: Path, plan=None, linear: str = "fp32"):
+    """Frames in [0, 1] and the receipt; videos of uniform precisions are made once."""
+    if plan is not None:
+        return _frames(little, plan, linear)
+    if (little, linear) not in KNOWN:
+        KNOWN[little, linear] = _frames(little, None, linear)
+    return KNOWN[little, linear]
+
+
+def _frames(little: Path, plan, linear: str):
+    words = {"linear": cpu().precision.linear.model_copy(update={"max": linear, "min": linear})}
     with Session.open(spec_of(little), cpu(**words), plan=plan, jobs=[JOB], root=little) as session:
         return session.generate([JOB])[0].frames.astype(numpy.float32) / 255, session.report()
 
