@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LINEAR_OPS = ("linear",)
 TOGETHER = 4
 """Readers of one activation that are chosen together (the text's keys and values of all blocks read one, unquantised)."""
+TIE = 0.01
+"""Predicted times that differ by less count as equal, and the smaller error decides: neither source is that exact."""
 TEXT_ROLE = "cross.kv"
 """Runs once per prompt, not once per step."""
 
@@ -92,7 +94,8 @@ class Problem:
 
     def solve(self, error: float, memory: float = math.inf) -> Assignment:
         """The fastest assignment within `error` and `memory` bytes; InputError that says what is reachable."""
-        found = solve([[option for _, option in options] for options in self._options], error=error, memory=memory)
+        groups = [[option for _, option in options] for options in self._options]
+        found = solve(groups, error=error, memory=memory, tie=TIE)
         if found is None:
             safest = sum(min(option.error for _, option in options) for options in self._options)
             smallest = sum(min(option.memory for _, option in options) for options in self._options)

@@ -95,6 +95,13 @@ def test_a_large_instance_is_near_its_bound_and_quick():
 SPEEDS = [(1, 0, 2), (1.4, 2e-5, 1.1), (1.7, 9e-5, 1), (1.75, 1.2e-4, 1), (1.6, 9e-4, 1), (2.0, 8e-3, 0.5), (1.2, 7e-3, 0.5)]
 
 
+def test_times_that_are_as_good_as_equal_leave_the_choice_to_the_error():
+    groups = [[Option(1.0, 5.0), Option(1.005, 1.0), Option(2.0, 0.0)]]
+    assert solve(groups).picks == (0,)
+    assert solve(groups, tie=0.01).picks == (1,)
+    assert solve(groups, error=0.5, tie=0.01).picks == (2,)
+
+
 def test_bounds_that_cannot_be_met_give_nothing():
     groups = [[Option(1, 2, 3), Option(2, 1, 3)]]
     assert solve(groups, error=0.5) is None
