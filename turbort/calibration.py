@@ -122,11 +122,16 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class SiteRecord:
-    """One call site: its op and role, the share of weight tiles that are all zero (8x8), and its steps by number."""
+    """One call site: its op and role, what of its weight is empty, and its steps by number.
+
+    `weight_sparsity` is the share of 8x8 tiles that are all zero, which saves bytes; `empty_blocks` that of 64x64 blocks, which
+    is what a matrix unit can skip, so it saves time.
+    """
 
     op: str
     role: str
     weight_sparsity: float = 0.0
+    empty_blocks: float = 0.0
     steps: Mapping[int, StepRecord] = field(default_factory=dict)
 
     def __add__(self, other: SiteRecord) -> SiteRecord:
@@ -324,7 +329,8 @@ def _site_out(site: SiteRecord) -> dict[str, Any]:
         }
         for number, step in site.steps.items()
     }
-    return {"op": site.op, "role": site.role, "weight_sparsity": site.weight_sparsity, "steps": steps}
+    empty = {"weight_sparsity": site.weight_sparsity, "empty_blocks": site.empty_blocks}
+    return {"op": site.op, "role": site.role, **empty, "steps": steps}
 
 
 def _moments_out(seen: Moments) -> dict[str, Any]:
@@ -341,4 +347,4 @@ def _site_in(row: Mapping[str, Any]) -> SiteRecord:
         )
         for number, step in row["steps"].items()
     }
-    return SiteRecord(str(row["op"]), str(row["role"]), float(row["weight_sparsity"]), steps)
+    return SiteRecord(str(row["op"]), str(row["role"]), float(row["weight_sparsity"]), float(row["empty_blocks"]), steps)

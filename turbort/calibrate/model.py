@@ -85,4 +85,4 @@ class Watched(Experts):
 def _has_empty_tiles(weight: Tensor) -> bool:
     from turbort.calibrate.observe import weight_sparsity
 
-    return weight_sparsity(weight) > 0.0
+    return weight_sparsity(weight)[0] > 0.0

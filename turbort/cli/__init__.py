@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from turbort.cli.bench import bench
 from turbort.cli.calibrate import calibrate
 from turbort.cli.check import check
 from turbort.cli.compile import compile
@@ -41,6 +42,7 @@ app.command()(calibrate)
 app.command()(devices)
 app.command()(doctor)
 app.command()(check)
+app.command()(bench)
 app.command()(compile)
 app.command()(version)
 
