@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from turbort.calibration import Calibration, SiteRecord
+from turbort.calibration import Calibration
 from turbort.costs import Costs
 from turbort.errors import InputError
 from turbort.kernel import Call
 from turbort.knapsack import Option, Selection, frontier, solve
 from turbort.precision import PRECISIONS
 from turbort.roofline import weight_bytes
+from turbort.site_record import SiteRecord
 
 if TYPE_CHECKING:
     from turbort.planner import Planner

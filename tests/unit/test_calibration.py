@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbort.calibrate.observe import felt, moments, weight_sparsity
-from turbort.calibration import Calibration, Harm, Link, Moments, SiteRecord, StepRecord, merge
+from turbort.calibration import Calibration, Link, merge
 from turbort.errors import InputError
+from turbort.site_record import Harm, Moments, SiteRecord, StepRecord
 
 HEADER = {"model": "m", "checkpoints": {"dit": "sha256:1"}, "steps": 2}
 values = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20)

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turbort.calibration import BINS, LOWEST, OUTLIER, Harm, Moments, SiteRecord, StepRecord
 from turbort.op import Slot
 from turbort.ops.linear import linear_w4a8
 from turbort.precision import PRECISIONS
 from turbort.quant.bsq import to_tiles
 from turbort.quant.qtensor import QTensor
 from turbort.quant.schemes import quantize
+from turbort.site_record import BINS, LOWEST, OUTLIER, Harm, Moments, SiteRecord, StepRecord
 
 CACHE_BYTES = 8 << 30
 """Quantised weights kept between calls; what does not fit is quantised again each time."""
