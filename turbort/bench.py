@@ -28,7 +28,7 @@ from turbort.registry import Registry
 
 QUANTISING = ("quantisation", "quantize")
 TURNS = 3
-ONES = ("norm.weight", "norm_q.weight", "norm_k.weight", "norm3.weight")
+ONES = ("norm.weight", "norm_q.weight", "norm_k.weight", "norm3.weight", "gamma")
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,22 @@ def step_times(spec: ModelSpec, profile: Profile, plan: Plan, registry: Registry
 def random_model(
     spec: ModelSpec, profile: Profile, plan: Plan, registry: Registry, device: Device, compute: torch.dtype
 ) -> nn.Module:
-    """The transformer bound to the plan, its weights random with a trained model's spread, made and packed one at a time."""
+    """The transformer bound to the plan, its weights random, made and packed one at a time."""
     model = build_dit(spec, profile.attention)
     place = torch.device(device.torch_name)
     binder = Binder(model, plan, "dit", registry, device=place, dtype=compute)
+    fill(binder, place)
+    return model
+
+
+def fill(binder: Binder, place: torch.device) -> None:
+    """Give every waiting parameter random values with a trained model's spread, made on the device; ones to gains of norms."""
     draw = torch.Generator(place).manual_seed(0)
     for name, shape in binder.expected().items():
         fan_in = math.prod(shape[1:]) if len(shape) > 1 else 100
         ones = name.endswith(ONES)
         value = torch.ones(shape, device=place) if ones else torch.randn(shape, device=place, generator=draw) * fan_in**-0.5
         binder.place(name, value)
-    return model
 
 
 def _arguments(model: Any, spec: ModelSpec, plan: Plan, place: torch.device, compute: torch.dtype) -> tuple[Any, ...]:

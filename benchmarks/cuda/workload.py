@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any
 
@@ -50,16 +49,9 @@ def planned(model: str, profile_name: str, *, dense: bool = False) -> tuple[Any,
 
 def filled(model: nn.Module, stage: str, plan: Any, registry: Any, dtype: torch.dtype) -> nn.Module:
     """`model` bound to the plan with random weights of a trained model's spread, made and quantised on the GPU one at a time."""
+    from turbort.bench import fill
     from turbort.bind import Binder
 
     device = torch.device(DEVICE)
-    binder = Binder(model, plan, stage, registry, device=device, dtype=dtype)
-    draw = torch.Generator(device).manual_seed(0)
-    for name, shape in binder.expected().items():
-        if name.endswith(("norm.weight", "norm_q.weight", "norm_k.weight", "norm3.weight", "gamma")):
-            value = torch.ones(shape, device=device)
-        else:
-            fan_in = math.prod(shape[1:]) if len(shape) > 1 else 100
-            value = torch.randn(shape, device=device, generator=draw) * fan_in**-0.5
-        binder.place(name, value)
+    fill(Binder(model, plan, stage, registry, device=device, dtype=dtype), device)
     return model
