@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -98,7 +98,8 @@ class Binder:
         module = self.model.get_submodule(owner)
         site = self._site(name)
         if site is not None:
-            packed = self._pack(value, *site, like=module._parameters[attribute])
+            like: Any = module._parameters[attribute]
+            packed = pack_weight(value, *site, shape=like.shape, device=self.device)
         else:
             packed = self._plain(name, value, self.dtype)
         del module._parameters[attribute]
@@ -113,35 +114,37 @@ class Binder:
         tensor = value.dequantize(target) if isinstance(value, QTensor) else value
         return tensor.to(self.device, target).contiguous()
 
-    def _pack(self, value: Tensor | QTensor, choice: Choice, kernel: Kernel, like: Any) -> Any:
-        scheme = PRECISIONS[choice.precision].weight_scheme
-        weight: Tensor | QTensor
-        if scheme is None:
-            dtype = getattr(torch, DTYPES[choice.precision])
-            weight = value.dequantize(dtype) if isinstance(value, QTensor) else value
-            weight = weight.to(self.device, dtype).reshape(like.shape).contiguous()
-        elif isinstance(value, QTensor) and value.scheme == scheme:
-            weight = value.to(self.device)
-        else:
-            full = value.dequantize(torch.float32) if isinstance(value, QTensor) else value
-            weight = quantize(full.to(self.device, torch.float32).flatten(1), scheme)
-        pack = kernel.load_pack()
-        return pack(weight) if pack else weight
-
     def expected(self) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes of the parameters still waiting on meta."""
         return {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters() if parameter.is_meta}
+
+
+def pack_weight(value: Tensor | QTensor, choice: Choice, kernel: Kernel, *, shape: Sequence[int], device: torch.device) -> Any:
+    """A weight in the precision of a site, in the form its kernel wants, on the device; `shape` is the parameter's own."""
+    scheme = PRECISIONS[choice.precision].weight_scheme
+    weight: Tensor | QTensor
+    if scheme is None:
+        dtype = getattr(torch, DTYPES[choice.precision])
+        weight = value.dequantize(dtype) if isinstance(value, QTensor) else value
+        weight = weight.to(device, dtype).reshape(tuple(shape)).contiguous()
+    elif isinstance(value, QTensor) and value.scheme == scheme:
+        weight = value.to(device)
+    else:
+        full = value.dequantize(torch.float32) if isinstance(value, QTensor) else value
+        weight = quantize(full.to(device, torch.float32).flatten(1), scheme)
+    pack = kernel.load_pack()
+    return pack(weight) if pack else weight
 
 
 def executed(model: nn.Module, stage: str) -> list[dict[str, Any]]:
     """What really ran since binding, grouped: op, provider, precision, sites and calls."""
     groups: dict[tuple[str, str, str], dict[str, Any]] = {}
     for slot in slots(model).values():
-        if slot.calls:
-            key = (slot.op.name, slot.provider, slot.precision or "unplanned")
+        for (provider, precision), calls in slot.counts().items():
+            key = (slot.op.name, provider, precision or "unplanned")
             row = groups.setdefault(
                 key, {"stage": stage, "op": key[0], "provider": key[1], "precision": key[2], "sites": 0, "calls": 0}
             )
             row["sites"] += 1
-            row["calls"] += slot.calls
+            row["calls"] += calls
     return list(groups.values())

@@ -14,7 +14,7 @@ from turbort.job import Job, passes
 from turbort.models.config import ModelSpec
 from turbort.models.dit_layers import CrossKV
 from turbort.models.guidance import by_noise, guided
-from turbort.models.sampler import TRAIN_STEPS, Noise, Step, Velocity, build_sampler
+from turbort.models.sampler import TRAIN_STEPS, Noise, Sampler, Step, Velocity, build_sampler
 
 
 class Denoiser:
@@ -44,11 +44,12 @@ class Denoiser:
     def steps(self, job: Job, seeds: Sequence[int]) -> Iterator[Step]:
         """The states of the sampler; the last one's `x` are the latents [B, z, T, h, w] in float32."""
         shape = self.spec.latent_shape(job.width or 0, job.height or 0, job.frames or 0)
-        sampler = build_sampler(self.spec.sampler, replace(self.spec.preset, steps=job.steps or self.spec.preset.steps))
-        velocity = self._velocity(job, sampler.times)
+        sampler = sampler_of(self.spec, job)
+        velocity = self.velocity(job, sampler.times)
         yield from sampler.steps(velocity, Noise(seeds, shape, self.device))
 
-    def _velocity(self, job: Job, times: Sequence[float]) -> Velocity:
+    def velocity(self, job: Job, times: Sequence[float]) -> Velocity:
+        """The velocity at the sampler's `times`, with guidance and the expert for the noise."""
         roles = self.experts.roles
         scale = job.guidance or 1.0
         if len(roles) == 1:
@@ -101,6 +102,11 @@ class Denoiser:
             return step(x.to(self.compute), times, context, condition=given.channels)
 
         return predict
+
+
+def sampler_of(spec: ModelSpec, job: Job) -> Sampler:
+    """The sampler of a job, with the job's number of steps."""
+    return build_sampler(spec.sampler, replace(spec.preset, steps=job.steps or spec.preset.steps))
 
 
 def needs_negative(job: Job) -> bool:

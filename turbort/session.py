@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turbort.bind import Binder, executed
-from turbort.checkpoints import open_checkpoint, stream
+from turbort.bind import executed
 from turbort.checkpoints.lora import Lora
 from turbort.conditions import Conditions, conditions_of
 from turbort.denoise import Denoiser
@@ -22,9 +21,9 @@ from turbort.job import Event, Job, OnEvent, Result, batches, check_image, passe
 from turbort.memory import Forecast, budget_of, choose, forecast, tiered, tiered_below
 from turbort.models.files import locate
 from turbort.models.spec import ModelSpec
-from turbort.models.vae import build_vae
+from turbort.models.wan_dit import WanDit
 from turbort.models.wan_vae import WanVae
-from turbort.output import decode
+from turbort.output import decode, open_vae
 from turbort.plan import Plan
 from turbort.planner import DTYPES, Target, find_target, make_plan
 from turbort.precision import PRECISIONS
@@ -137,22 +136,35 @@ class Session:
         self.__dict__.pop("_vae", None)
         self.backend.empty_cache(self.target.device)
 
+    @property
+    def roles(self) -> Sequence[str]:
+        """The transformers of the model: `dit`, or its experts."""
+        return self._experts.roles
+
+    @property
+    def vae(self) -> WanVae:
+        """The bound video autoencoder."""
+        return self._vae
+
+    def model(self, role: str) -> WanDit:
+        """The bound transformer of a role, brought onto the device if it is not there."""
+        return self._experts.get(role).model
+
     def _load(self, on_event: OnEvent) -> None:
         with self.watch.stage("load"):
             pool: AbstractContextManager[Any] = self.backend.pool(self.target.device, self.profile.memory.strategy)
             self._exit.enter_context(pool)
             self._experts.load(self._used, on_event)
             self._weights.update(self._experts.digests)
-            with torch.device("meta"):
-                self._vae = build_vae(self.spec.vae).requires_grad_(False).eval()
-            dtype = getattr(torch, DTYPES[self.profile.precision.vae])
-            binder = Binder(self._vae, self.plan, "vae", self.registry, device=self.device, dtype=dtype)
-            checkpoint = open_checkpoint(self.files["vae"])
-            expected = binder.expected()
-            for number, (name, value) in enumerate(stream(checkpoint, expected)):
-                binder.place(name, value)
-                on_event(Event("load", number + 1, len(expected), memory=self._used(), message="vae"))
-            self._weights["vae"] = checkpoint.digest
+            self._vae, self._weights["vae"] = open_vae(
+                self.spec,
+                self.profile,
+                self.plan,
+                self.registry,
+                self.files["vae"],
+                self.device,
+                lambda done, total: on_event(Event("load", done, total, memory=self._used(), message="vae")),
+            )
 
     def _used(self) -> int | None:
         return self.backend.memory(self.target.device).used
@@ -202,7 +214,7 @@ class Session:
         return done
 
     @torch.inference_mode()
-    def _embed(self, jobs: Sequence[Job], on_event: OnEvent) -> dict[str, Tensor]:
+    def _embed(self, jobs: Sequence[Job], on_event: OnEvent = silent) -> dict[str, Tensor]:
         """Text embeddings [1, text_len, text_dim] by text; the encoder is freed afterwards."""
         with self.watch.stage("text"):
             return self._embedder.embed(
@@ -216,19 +228,22 @@ class Session:
         latents = self._sample(group, texts, on_event)
         if self._more:
             self._experts.prefetch(self._experts.roles[0])
-        dtype = getattr(torch, DTYPES[self.profile.precision.vae])
         for row, (number, job) in enumerate(group):
 
             def told(done: int, total: int, number: int = number) -> None:
                 on_event(Event("decode", done, total, number, self._used()))
 
-            with self.watch.stage("decode"):
-                path, frames = decode(
-                    self._vae, latents[row : row + 1].to(dtype), job, self._chunk(job), told, tile=self.memory.residency.tile
-                )
+            path, frames = self.decode(latents[row : row + 1], job, told)
             on_event(Event("write", 1, 1, number, self._used(), message=str(path or "")))
             seconds = {stage: value - before.get(stage, 0.0) for stage, value in self.watch.seconds.items()}
             yield Result(job, path, {stage: value for stage, value in seconds.items() if value > 0}, frames)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, job: Job, told: Callable[[int, int], None] = lambda *_: None) -> tuple[Path | None, Any]:
+        """The file of a resolved job made from its latents [1, z, T, h, w], or its frames where it names no file."""
+        dtype = getattr(torch, DTYPES[self.profile.precision.vae])
+        with self.watch.stage("decode"):
+            return decode(self._vae, latents.to(dtype), job, self._chunk(job), told, tile=self.memory.residency.tile)
 
     def _chunk(self, job: Job) -> int:
         """Latent frames decoded at once: as forecast for the plan's size, fewer for a larger job."""
@@ -241,28 +256,32 @@ class Session:
         first = group[0][1]
         jobs = [job for _, job in group]
         jobs += [jobs[-1]] * (self._padded(len(jobs), first) - len(jobs))
+        denoiser = self.denoiser(jobs, texts, on_event)
+        with self.watch.stage("sample"):
+            state = None
+            for state in denoiser.steps(first, [job.seed for job in jobs]):
+                on_event(Event("sample", state.index + 1, state.total, group[0][0], self._used()))
+        assert state is not None  # a sampler has at least one step
+        return state.x[: len(group)]
+
+    def denoiser(self, jobs: Sequence[Job], texts: Mapping[str, Tensor], on_event: OnEvent = silent) -> Denoiser:
+        """What denoises these jobs, which are resolved and of one shape; `texts` is what `_embed` returned for them."""
         compute = getattr(torch, DTYPES[self.profile.precision.compute])
         conditions = self._conditions(jobs, compute, on_event)
 
         def gathered(prompts: Sequence[str]) -> Tensor:
             return torch.cat([texts[prompt] for prompt in prompts]).to(self.device, compute)
 
-        with self.watch.stage("sample"):
-            denoiser = Denoiser(
-                self.spec,
-                self._experts,
-                gathered([job.prompt for job in jobs]),
-                gathered([job.negative_prompt or "" for job in jobs]) if passes(first) == 2 else None,
-                conditions,
-                device=self.device,
-                compute=compute,
-                together=2 * len(jobs) <= self.profile.batch.most and 2 * len(jobs) <= max(2, self.memory.residency.batch),
-            )
-            state = None
-            for state in denoiser.steps(first, [job.seed for job in jobs]):
-                on_event(Event("sample", state.index + 1, state.total, group[0][0], self._used()))
-        assert state is not None  # a sampler has at least one step
-        return state.x[: len(group)]
+        return Denoiser(
+            self.spec,
+            self._experts,
+            gathered([job.prompt for job in jobs]),
+            gathered([job.negative_prompt or "" for job in jobs]) if passes(jobs[0]) == 2 else None,
+            conditions,
+            device=self.device,
+            compute=compute,
+            together=2 * len(jobs) <= self.profile.batch.most and 2 * len(jobs) <= max(2, self.memory.residency.batch),
+        )
 
     def _conditions(self, jobs: Sequence[Job], compute: torch.dtype, on_event: OnEvent) -> Conditions:
         if jobs[0].image is None:

@@ -15,6 +15,7 @@ from turbort.cli.plan import app as plan
 from turbort.cli.profiles import app as profiles
 from turbort.cli.quantize import quantize
 from turbort.cli.run import run
+from turbort.cli.verify import verify
 from turbort.cli.version import version
 
 # Plain help: the rich form takes longer to start than everything else together.
@@ -37,6 +38,7 @@ app.command()(quantize)
 app.command()(devices)
 app.command()(doctor)
 app.command()(check)
+app.command()(verify)
 app.command()(compile)
 app.command()(version)
 

@@ -39,7 +39,7 @@ def run(
     ] = None,
     image: Annotated[Path | None, typer.Option("--image", metavar="FILE", help="Picture that the video continues.")] = None,
     lora: options.Loras = None,
-    weights: Annotated[Path | None, typer.Option("--weights", metavar="DIR", help="Folder with the files of the model.")] = None,
+    weights: options.Weights = None,
     profile: options.Profile = None,
     on: options.On = None,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Sampling steps.")] = None,
