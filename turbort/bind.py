@@ -60,6 +60,8 @@ class Binder:
         self.model = model
         self.device = device
         self.dtype = dtype
+        self.also: Callable[[str, Tensor | QTensor, Sequence[int]], None] | None = None
+        """Sees every weight that a kernel packs, with its name and the parameter's shape, before it is placed."""
         self._choices: dict[int, tuple[Choice, Kernel]] = {}
         wanted = {choice.path: choice for choice in plan if choice.path.startswith(f"{stage}/")}
         for path, slot in slots(model).items():
@@ -99,6 +101,8 @@ class Binder:
         site = self._site(name)
         if site is not None:
             like: Any = module._parameters[attribute]
+            if self.also is not None:
+                self.also(name, value, like.shape)
             packed = pack_weight(value, *site, shape=like.shape, device=self.device)
         else:
             packed = self._plain(name, value, self.dtype)

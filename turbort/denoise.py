@@ -10,6 +10,7 @@ from torch import Tensor
 
 from turbort.conditions import Conditions, first_frame_times, hold_first_frame, holding_first_frame
 from turbort.experts import Experts
+from turbort.guard.monitor import Monitor
 from turbort.job import Job, passes
 from turbort.models.config import ModelSpec
 from turbort.models.dit_layers import CrossKV
@@ -39,6 +40,7 @@ class Denoiser:
     ) -> None:
         self.spec, self.experts, self.texts, self.negatives = spec, experts, texts, negatives
         self.conditions, self.device, self.compute, self.together = conditions, device, compute, together
+        self._begun: set[str] = set()
         self._encoded: dict[str, tuple[Sequence[CrossKV], Sequence[CrossKV] | None]] = {}
 
     def steps(self, job: Job, seeds: Sequence[int]) -> Iterator[Step]:
@@ -72,11 +74,24 @@ class Denoiser:
         def velocity(x: Tensor, t: float) -> Tensor:
             text, negative = self._context(role)
             predict = self._predict(role)
-            y = guided(predict, text, negative if scale != 1.0 else None, scale, together=self.together)(x, t)
+            guide = guided(predict, text, negative if scale != 1.0 else None, scale, together=self.together)
+            monitor = self._monitor(role)
+            monitor.before()
+            y = guide(x, t)
+            if monitor.after():
+                y = guide(x, t)  # sites were promoted on what this step showed: once more, with their second kernels
             first = self.conditions.first
             return y if first is None else holding_first_frame(x, y, first, t / TRAIN_STEPS)
 
         return velocity
+
+    def _monitor(self, role: str) -> Monitor:
+        """The monitor of a role, which begins anew with the first step of these jobs."""
+        monitor = self.experts.get(role).monitor
+        if role not in self._begun:
+            self._begun.add(role)
+            monitor.begin()
+        return monitor
 
     def _context(self, role: str) -> tuple[Sequence[CrossKV], Sequence[CrossKV] | None]:
         if role not in self._encoded:

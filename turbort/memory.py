@@ -106,6 +106,10 @@ class Forecast:
     def fits(self) -> bool:
         return self.budget is None or self.needed <= self.budget
 
+    def plus(self, weights: int) -> Forecast:
+        """The forecast with this many more bytes of resident weights."""
+        return replace(self, stages=tuple(replace(stage, weights=stage.weights + weights) for stage in self.stages))
+
     def as_data(self) -> dict[str, Any]:
         """The forecast as plain data."""
         stages = [

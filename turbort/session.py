@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from turbort.batching import chunk_of, most_jobs, padded
 from turbort.bind import executed
 from turbort.checkpoints.lora import Lora
 from turbort.conditions import Conditions, conditions_of
 from turbort.denoise import Denoiser
 from turbort.embed import Embedder, PromptCache
 from turbort.experts import Experts, Setting
+from turbort.guard.choose import watch_of
+from turbort.guard.monitor import recorded, report
+from turbort.guard.policy import Policy
 from turbort.job import Event, Job, OnEvent, Result, batches, check_image, passes, samples_per_step, silent
 from turbort.memory import Forecast, budget_of, choose, forecast, tiered, tiered_below
 from turbort.models.files import locate
@@ -33,10 +37,9 @@ from turbort.report import Stopwatch, receipt
 
 
 class Session:
-    """A model bound to one plan on one device, with its weights in place.
+    """A model bound to one plan on one device, with its weights in place. Two sessions in one process share no state.
 
-    Open it with `Session.open`, use it as a context manager, call `generate` as often as needed, and read
-    `report()` at the end. A session owns its memory pool; two sessions in one process do not share state.
+    Open it with `Session.open`, use it as a context manager, call `generate` as often as needed, read `report()` at the end.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Session:
         memory: Forecast | None = None,
         loras: Sequence[Lora] = (),
         cache: PromptCache | None = None,
+        policy: Policy | None = None,
     ) -> None:
         self.spec = spec
         self.profile = profile
@@ -68,7 +72,9 @@ class Session:
         self._weights: dict[str, str] = {}
         self._more = False
         self._exit = ExitStack()
-        setting = Setting(spec, profile, plan, registry, self.backend, target.device, self.memory.residency)
+        self.guard = watch_of(spec, profile, plan, registry, target, self.memory, policy)
+        self.memory = self.memory.plus(self.guard.weight_bytes)
+        setting = Setting(spec, profile, plan, registry, self.backend, target.device, self.memory.residency, self.guard)
         self._experts = Experts(setting, self.files, loras)
         text = PRECISIONS[profile.precision.text]
         self._embedder = Embedder(
@@ -96,13 +102,14 @@ class Session:
         memory_budget: int | None = None,
         loras: Sequence[Lora] = (),
         cache: PromptCache | None = None,
+        policy: Policy | None = None,
     ) -> Session:
         """Plan (unless `plan` is given), check that all files are there, and load the weights.
 
         `jobs` tell the planner the size and the batch; `root` is the folder of the model's files (default: where
         `spec` says). `memory_budget` in bytes simulates a smaller device; `loras` are added to the transformer's weights;
-        `cache` keeps prompts' embeddings on disk. Raises UnavailableError, NoKernelError, PlanError or CheckpointError
-        before any video is begun.
+        `cache` keeps prompts' embeddings on disk; `policy` replays recorded promotions instead of monitoring. Raises
+        UnavailableError, NoKernelError, PlanError, InputError or CheckpointError before any video is begun.
         """
         registry = registry or Registry()
         target = find_target(profile, registry, on or (plan.header["backend"] if plan else None))
@@ -115,10 +122,9 @@ class Session:
             batch = samples_per_step(profile, len(jobs), first)
             plan = make_plan(spec, profile, registry, target=target, size=size, frames=first.frames, batch=batch)
         memory = choose(plan, spec, profile, budget)
-        session = cls(
-            spec, profile, plan, registry, target, root or spec.root or Path.cwd(), memory=memory, loras=loras, cache=cache
-        )
-        if memory.residency.text == "first" and jobs:
+        root = root or spec.root or Path.cwd()
+        session = cls(spec, profile, plan, registry, target, root, memory=memory, loras=loras, cache=cache, policy=policy)
+        if jobs and memory.residency.text == "first":
             session._embed([job.resolved(spec) for job in jobs], on_event)
         session._load(on_event)
         return session
@@ -181,21 +187,12 @@ class Session:
             check_image(job, self.spec)
         texts = self._embed(resolved, on_event)
         made: list[Result] = []
-        groups = list(batches(resolved, self._most(resolved)))
+        groups = list(batches(resolved, most_jobs(resolved, self.profile, self.plan, self.memory)))
         for group in groups:
             self._more = group is not groups[-1]
             made.extend(self._attempt(group, texts, on_event))
         self.results.extend(made)
         return made
-
-    def _most(self, jobs: Sequence[Job]) -> int:
-        """Jobs per group: the profile's samples per step, as far as the memory forecast allows, over the passes of a job."""
-        if not jobs:
-            return 1
-        wanted = samples_per_step(self.profile, len(jobs), jobs[0])
-        if self.memory.residency.batch < int(self.plan.header["batch"]):
-            wanted = min(wanted, self.memory.residency.batch)
-        return max(1, wanted // passes(jobs[0]))
 
     def _attempt(self, group: Sequence[tuple[int, Job]], texts: dict[str, Tensor], on_event: OnEvent) -> list[Result]:
         done: list[Result] = []
@@ -206,8 +203,7 @@ class Session:
         except torch.OutOfMemoryError:
             pass  # handled outside, where the failed call's tensors are no longer held by the exception
         self.backend.empty_cache(self.target.device)
-        smaller = replace(self.memory.residency, chunk=1, batch=1)
-        self.memory = replace(self.memory, residency=smaller)
+        self.memory = replace(self.memory, residency=replace(self.memory.residency, chunk=1, batch=1))
         on_event(Event("plan", message="out of memory: going on with one job and one latent frame at a time"))
         for number, job in group[len(done) :]:
             done.extend(self._make([(number, job)], texts, on_event))
@@ -241,21 +237,16 @@ class Session:
     @torch.inference_mode()
     def decode(self, latents: Tensor, job: Job, told: Callable[[int, int], None] = lambda *_: None) -> tuple[Path | None, Any]:
         """The file of a resolved job made from its latents [1, z, T, h, w], or its frames where it names no file."""
-        dtype = getattr(torch, DTYPES[self.profile.precision.vae])
+        latents, chunk = latents.to(getattr(torch, DTYPES[self.profile.precision.vae])), chunk_of(job, self.plan, self.memory)
         with self.watch.stage("decode"):
-            return decode(self._vae, latents.to(dtype), job, self._chunk(job), told, tile=self.memory.residency.tile)
-
-    def _chunk(self, job: Job) -> int:
-        """Latent frames decoded at once: as forecast for the plan's size, fewer for a larger job."""
-        width, height = self.plan.header["size"]
-        pixels = (job.width or 1) * (job.height or 1)
-        return max(1, self.memory.residency.chunk * int(width * height) // pixels)
+            return decode(self._vae, latents, job, chunk, told, tile=self.memory.residency.tile)
 
     def _sample(self, group: Sequence[tuple[int, Job]], texts: dict[str, Tensor], on_event: OnEvent) -> Tensor:
         """Latents [B, C, T, h, w] in float32 for a group of jobs of one shape."""
         first = group[0][1]
         jobs = [job for _, job in group]
-        jobs += [jobs[-1]] * (self._padded(len(jobs), first) - len(jobs))
+        count = padded(len(jobs), first, self.profile, self.plan, self.memory)
+        jobs += [jobs[-1]] * (count - len(jobs))
         denoiser = self.denoiser(jobs, texts, on_event)
         with self.watch.stage("sample"):
             state = None
@@ -293,18 +284,16 @@ class Session:
         on_event(Event("image", 1, 1, memory=self._used()))
         return found
 
-    def _padded(self, count: int, job: Job) -> int:
-        """A fixed batch is filled up by repeating its last job, so that one compiled shape serves all."""
-        batch = self.profile.batch
-        if batch.mode != "fixed" or self.memory.residency.batch < int(self.plan.header["batch"]):
-            return count
-        return max(count, batch.most // passes(job))
-
     def report(self) -> dict[str, Any]:
         """The receipt of everything this session has made."""
         ran = self._experts.executed() + executed(self._vae, "vae")
         document = receipt(self.plan, self.target.device, self.watch, ran, self.results, self._weights)
-        return {**document, "memory": self.memory.as_data(), "expert_swaps": self._experts.swaps}
+        document |= {"memory": self.memory.as_data(), "expert_swaps": self._experts.swaps}
+        return document | {"monitor": report(self.guard, list(self._experts.monitors.values()))}
+
+    def policy(self) -> Policy:
+        """What the monitors promoted so far, to be replayed without them."""
+        return recorded(self.spec.name, self.plan.digest, list(self._experts.monitors.values()))
 
 
 def _texts(job: Job) -> tuple[str, ...]:

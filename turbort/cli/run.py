@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from turbort.cli import options, ui
+from turbort.cli import options, policies, ui
 from turbort.cli.order import DEFAULT_OUT, Asked
 
 if TYPE_CHECKING:
     from turbort.checkpoints.lora import Lora
     from turbort.cli.choose import Choice
+    from turbort.guard.policy import Policy
     from turbort.job import Job, Result
     from turbort.models.spec import ModelSpec
     from turbort.plan import Plan
@@ -55,6 +56,12 @@ def run(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Where the run's receipt goes; beside the video when absent.")
     ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="Replay recorded promotions instead of monitoring.")
+    ] = None,
+    record_policy: Annotated[
+        Path | None, typer.Option("--record-policy", metavar="FILE", help="Write what the outlier monitor promoted, and when.")
+    ] = None,
     memory_budget: options.Budget = None,
     prompt_cache: Annotated[
         bool, typer.Option("--prompt-cache/--no-prompt-cache", help="Keep the embeddings of prompts on disk.")
@@ -66,7 +73,7 @@ def run(
 ) -> None:
     """Make a video from a prompt, or many from a file. The paths of finished videos go to stdout."""
     asked = Asked(prompt, prompts, negative_prompt, seed, size, frames, fps, steps, guidance, out, report, image)
-    extra = Extra(tuple(lora or ()), memory_budget, prompt_cache)
+    extra = Extra(tuple(lora or ()), memory_budget, prompt_cache, policy, record_policy)
     work = prepare(asked, model, weights, profile, on, sampler, plan, extra)
     if not quiet:
         _warn(work)
@@ -98,6 +105,8 @@ class Extra:
     loras: tuple[str, ...] = ()
     budget: str | None = None
     prompt_cache: bool = True
+    policy: Path | None = None
+    record_policy: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,8 @@ class Work:
     loras: tuple[Lora, ...] = ()
     budget: int | None = None
     prompt_cache: bool = True
+    policy: Policy | None = None
+    record_policy: Path | None = None
 
     @property
     def ledger_key(self) -> tuple[str, ...]:
@@ -162,7 +173,9 @@ def prepare(
     if saved is not None:
         check_replay(saved, spec, choice.profile, by_shape(jobs, spec))
     loras = _loras(extra.loras, spec)
-    return Work(asked, spec, choice, jobs, weights, saved, on, loras, budget, extra.prompt_cache)
+    policy = policies.read(extra.policy, extra.record_policy, by_shape(jobs, spec))
+    cached, kept = extra.prompt_cache, extra.record_policy
+    return Work(asked, spec, choice, jobs, weights, saved, on, loras, budget, cached, policy, kept)
 
 
 def _loras(texts: Sequence[str], spec: ModelSpec) -> tuple[Lora, ...]:
@@ -267,6 +280,7 @@ def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result],
         )
         with opened as session:
             made = session.generate(jobs, display)
+            policies.write(session, work.record_policy)
             return made, session.report()
 
 
@@ -275,5 +289,6 @@ def _session_options(work: Work) -> dict[str, Any]:
     from turbort.embed import PromptCache
 
     options: dict[str, Any] = {"cache": PromptCache.default()} if work.prompt_cache else {}
+    options |= {"policy": work.policy} if work.policy else {}
     options |= {"loras": work.loras} if work.loras else {}
     return options | ({"memory_budget": work.budget} if work.budget is not None else {})
