@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from turbort.backend import Backend, Device, MemoryStats, Unavailable
+from turbort.backend import Backend, Device, MemoryStats, Switches, Unavailable
 from turbort.kernel import Kernel
 from turbort_cuda.arch import INTERPRETER, INTERPRETER_FEATURES, nearest
 from turbort_cuda.nvml import card_details, driver_version
@@ -98,6 +98,19 @@ class Cuda(Backend):
         from turbort_cuda.graph import GraphedStep
 
         return GraphedStep(step, device.torch_name)
+
+    @property
+    def switches_kernels(self) -> bool:
+        """A graph is kept per set of promoted sites."""
+        return True
+
+    def compile_switched(self, step: Callable[..., Any], device: Device, switches: Switches) -> Callable[..., Any]:
+        """As `compile_step`, with one graph per `switches.key`; see `turbort_cuda.graph`."""
+        if device.arch == INTERPRETER:
+            return step
+        from turbort_cuda.graph import GraphedStep
+
+        return GraphedStep(step, device.torch_name, switches)
 
     def explain(self, device: Device) -> Mapping[str, str]:
         return device.details
