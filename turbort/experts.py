@@ -17,6 +17,7 @@ from turbort.checkpoints import Checkpoint, open_checkpoint, stream
 from turbort.checkpoints.dialect import Value
 from turbort.checkpoints.lora import Lora, fuse
 from turbort.guard.monitor import Monitor, Watch, make_monitor
+from turbort.guard.profiler import OpProfile
 from turbort.guard.switch import Switchboard
 from turbort.job import Event, OnEvent
 from turbort.memory import Residency
@@ -52,6 +53,7 @@ class Setting:
     device: Device
     residency: Residency
     watch: Watch = field(default_factory=Watch)
+    ops: OpProfile | None = None
 
 
 class Experts:
@@ -112,8 +114,12 @@ class Experts:
         monitor = make_monitor(role, setting.watch, model, board, device)
         monitor.continued(self.monitors.get(role))
         self.monitors[role] = monitor
+        if setting.ops is not None:
+            setting.ops.attach(model, "dit")
         if setting.residency.offload:
             Offload(model, device)
+            return Expert(model, model, monitor)
+        if setting.ops is not None or setting.profile.graph.capture is False:
             return Expert(model, model, monitor)
         if board is not None:
             return Expert(model, setting.backend.compile_switched(model, setting.device, board), monitor)

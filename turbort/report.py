@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from turbort.backend import Backend, Device
+from turbort.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +61,27 @@ def versions() -> dict[str, str]:
     return found
 
 
+def unmet(plan: Plan, executed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the plan asked for and nothing ran: op and precision, sites planned and sites that ran so.
+
+    Only stages that ran at all are judged. A site that was promoted on the way ran at both precisions, so it counts.
+    """
+    stages = {row["stage"] for row in executed}
+    ran: dict[tuple[str, str, str], int] = {}
+    for row in executed:
+        key = (row["stage"], row["op"], row["precision"])
+        ran[key] = ran.get(key, 0) + row["sites"]
+    wanted: dict[tuple[str, str, str], int] = {}
+    for choice in plan:
+        key = (choice.path.partition("/")[0], choice.op, choice.precision)
+        wanted[key] = wanted.get(key, 0) + 1
+    return [
+        {"stage": key[0], "op": key[1], "precision": key[2], "planned": count, "ran": ran.get(key, 0)}
+        for key, count in wanted.items()
+        if key[0] in stages and PRECISIONS.get(key[2]) and PRECISIONS[key[2]].kind != "float" and ran.get(key, 0) < count
+    ]
+
+
 def receipt(
     plan: Plan,
     device: Device,
@@ -80,6 +102,7 @@ def receipt(
         "versions": versions(),
         "weights": dict(weights),
         "executed": [dict(row) for row in executed],
+        "unmet": unmet(plan, executed),
         "fallbacks": [
             {
                 "path": choice.path,

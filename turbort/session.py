@@ -21,6 +21,7 @@ from turbort.experts import Experts, Setting
 from turbort.guard.choose import watch_of
 from turbort.guard.monitor import recorded, report
 from turbort.guard.policy import Policy
+from turbort.guard.profiler import OpProfile
 from turbort.job import Event, Job, OnEvent, Result, batches, check_image, passes, samples_per_step, silent
 from turbort.memory import Forecast, budget_of, choose, forecast, tiered, tiered_below
 from turbort.models.files import locate
@@ -30,7 +31,6 @@ from turbort.models.wan_vae import WanVae
 from turbort.output import decode, open_vae
 from turbort.plan import Plan
 from turbort.planner import DTYPES, Target, find_target, make_plan
-from turbort.precision import PRECISIONS
 from turbort.profile import Profile
 from turbort.registry import Registry
 from turbort.report import Stopwatch, receipt
@@ -55,6 +55,7 @@ class Session:
         loras: Sequence[Lora] = (),
         cache: PromptCache | None = None,
         policy: Policy | None = None,
+        profile_ops: bool = False,
     ) -> None:
         self.spec = spec
         self.profile = profile
@@ -74,17 +75,11 @@ class Session:
         self._exit = ExitStack()
         self.guard = watch_of(spec, profile, plan, registry, target, self.memory, policy)
         self.memory = self.memory.plus(self.guard.weight_bytes)
-        setting = Setting(spec, profile, plan, registry, self.backend, target.device, self.memory.residency, self.guard)
+        self.ops = OpProfile(self.backend, target.device) if profile_ops else None
+        rest = self.memory.residency, self.guard, self.ops
+        setting = Setting(spec, profile, plan, registry, self.backend, target.device, *rest)
         self._experts = Experts(setting, self.files, loras)
-        text = PRECISIONS[profile.precision.text]
-        self._embedder = Embedder(
-            spec,
-            self.files,
-            device=self.device,
-            dtype=getattr(torch, DTYPES.get(text.name, DTYPES[profile.precision.compute])),
-            scheme=self.memory.residency.text_scheme or text.weight_scheme,
-            cache=cache,
-        )
+        self._embedder = Embedder.of(spec, self.files, profile, self.memory.residency, self.device, cache)
         self._vae: WanVae
 
     @classmethod
@@ -103,13 +98,14 @@ class Session:
         loras: Sequence[Lora] = (),
         cache: PromptCache | None = None,
         policy: Policy | None = None,
+        profile_ops: bool = False,
     ) -> Session:
         """Plan (unless `plan` is given), check that all files are there, and load the weights.
 
         `jobs` tell the planner the size and the batch; `root` is the folder of the model's files (default: where
         `spec` says). `memory_budget` in bytes simulates a smaller device; `loras` are added to the transformer's weights;
-        `cache` keeps prompts' embeddings on disk; `policy` replays recorded promotions instead of monitoring. Raises
-        UnavailableError, NoKernelError, PlanError, InputError or CheckpointError before any video is begun.
+        `cache` keeps prompts' embeddings on disk; `policy` replays recorded promotions instead of monitoring; `profile_ops`
+        times every call site. Raises UnavailableError, NoKernelError, PlanError or InputError before any video is begun.
         """
         registry = registry or Registry()
         target = find_target(profile, registry, on or (plan.header["backend"] if plan else None))
@@ -123,7 +119,8 @@ class Session:
             plan = make_plan(spec, profile, registry, target=target, size=size, frames=first.frames, batch=batch)
         memory = choose(plan, spec, profile, budget)
         root = root or spec.root or Path.cwd()
-        session = cls(spec, profile, plan, registry, target, root, memory=memory, loras=loras, cache=cache, policy=policy)
+        more: dict[str, Any] = {"loras": loras, "cache": cache, "policy": policy, "profile_ops": profile_ops}
+        session = cls(spec, profile, plan, registry, target, root, memory=memory, **more)
         if jobs and memory.residency.text == "first":
             session._embed([job.resolved(spec) for job in jobs], on_event)
         session._load(on_event)
@@ -171,6 +168,8 @@ class Session:
                 self.device,
                 lambda done, total: on_event(Event("load", done, total, memory=self._used(), message="vae")),
             )
+            if self.ops is not None:
+                self.ops.attach(self._vae, "vae")
 
     def _used(self) -> int | None:
         return self.backend.memory(self.target.device).used
@@ -289,7 +288,8 @@ class Session:
         ran = self._experts.executed() + executed(self._vae, "vae")
         document = receipt(self.plan, self.target.device, self.watch, ran, self.results, self._weights)
         document |= {"memory": self.memory.as_data(), "expert_swaps": self._experts.swaps}
-        return document | {"monitor": report(self.guard, list(self._experts.monitors.values()))}
+        document |= {"monitor": report(self.guard, list(self._experts.monitors.values()))}
+        return document if self.ops is None else document | {"ops": self.ops.as_data(self.profile.monitor.quant_overhead)}
 
     def policy(self) -> Policy:
         """What the monitors promoted so far, to be replayed without them."""

@@ -65,7 +65,7 @@ def good(spec: ModelSpec) -> Verification:
 def test_a_good_profile_passes_every_gate(good: Verification) -> None:
     assert good.passed
     gates = {number.gate for number in good.numbers if number.passed is not None}
-    assert gates == {"op", "forward", "video", "temporal"}
+    assert gates == {"receipt", "op", "forward", "video", "temporal"}
     linears = [site for site in good.sites if site.choice.precision == "w8a8"]
     assert len(linears) == 2 * 10
     assert all(0 < site.nmse < 1e-3 for site in linears)
@@ -92,6 +92,34 @@ def test_a_broken_kernel_is_caught_and_named(spec: ModelSpec, op: str, wrong: st
     assert "op" in failed
     assert {site.choice.kernel for site in result.sites if not site.passed} == {f"broken/{wrong}"}
     assert result.promotions[0].path in {site.choice.path for site in result.sites if not site.passed}
+
+
+def test_a_kernel_that_silently_stays_wide_is_caught(spec: ModelSpec) -> None:
+    """Its errors are smaller than allowed, so only the receipt's gate can see it."""
+    result = verified(spec, Kernel("linear", "wide", "turbort.testing.wrong:stays_wide", ("w8a8",), priority=50))
+    assert {number.gate for number in result.numbers if number.passed is False} == {"receipt"}
+    assert {site.choice.kernel for site in result.sites if site.stayed_wide} == {"broken/wide"}
+
+
+def test_sites_that_were_never_bound_show_in_the_receipt(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    from turbort.op import Slot
+    from turbort.session import Session
+
+    bind = Slot.bind
+
+    def forgetful(self: Slot, fn: Any, *, provider: str, precision: str | None) -> None:
+        if self.role != "ffn.in":
+            bind(self, fn, provider=provider, precision=precision)
+
+    monkeypatch.setattr(Slot, "bind", forgetful)
+    profile = load_profile("cpu")
+    profile = profile.model_copy(update={"monitor": profile.monitor.model_copy(update={"on_outlier": "ignore"})})
+    with Session.open(spec, profile, jobs=[JOB]) as session:
+        session.generate([JOB])
+        report = session.report()
+    row = {"stage": "dit", "op": "linear", "precision": "w8a8", "planned": 20, "ran": 18}
+    assert report["unmet"] == [row]
+    assert "unplanned" in {row["precision"] for row in report["executed"]}
 
 
 def test_a_long_trajectory_is_not_judged_by_psnr(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from turbort.cli import options, policies, ui
+from turbort.cli import options, overhead, policies, ui
 from turbort.cli.order import DEFAULT_OUT, Asked
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ def run(
     record_policy: Annotated[
         Path | None, typer.Option("--record-policy", metavar="FILE", help="Write what the outlier monitor promoted, and when.")
     ] = None,
+    profile_ops: Annotated[
+        bool, typer.Option("--profile-ops", help="Time every call site; writes a Chrome trace beside the report.")
+    ] = False,
     memory_budget: options.Budget = None,
     prompt_cache: Annotated[
         bool, typer.Option("--prompt-cache/--no-prompt-cache", help="Keep the embeddings of prompts on disk.")
@@ -73,7 +76,7 @@ def run(
 ) -> None:
     """Make a video from a prompt, or many from a file. The paths of finished videos go to stdout."""
     asked = Asked(prompt, prompts, negative_prompt, seed, size, frames, fps, steps, guidance, out, report, image)
-    extra = Extra(tuple(lora or ()), memory_budget, prompt_cache, policy, record_policy)
+    extra = Extra(tuple(lora or ()), memory_budget, prompt_cache, policy, record_policy, profile_ops)
     work = prepare(asked, model, weights, profile, on, sampler, plan, extra)
     if not quiet:
         _warn(work)
@@ -107,6 +110,7 @@ class Extra:
     prompt_cache: bool = True
     policy: Path | None = None
     record_policy: Path | None = None
+    profile_ops: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,7 @@ class Work:
     prompt_cache: bool = True
     policy: Policy | None = None
     record_policy: Path | None = None
+    profile_ops: bool = False
 
     @property
     def ledger_key(self) -> tuple[str, ...]:
@@ -174,8 +179,8 @@ def prepare(
         check_replay(saved, spec, choice.profile, by_shape(jobs, spec))
     loras = _loras(extra.loras, spec)
     policy = policies.read(extra.policy, extra.record_policy, by_shape(jobs, spec))
-    cached, kept = extra.prompt_cache, extra.record_policy
-    return Work(asked, spec, choice, jobs, weights, saved, on, loras, budget, cached, policy, kept)
+    more = extra.prompt_cache, policy, extra.record_policy, extra.profile_ops
+    return Work(asked, spec, choice, jobs, weights, saved, on, loras, budget, *more)
 
 
 def _loras(texts: Sequence[str], spec: ModelSpec) -> tuple[Lora, ...]:
@@ -218,17 +223,11 @@ def _unfinished(work: Work, *, quiet: bool) -> list[Job]:
 def _show_plans(work: Work, jobs: Sequence[Job], *, json: bool) -> None:
     from turbort.cli.order import by_shape
     from turbort.cli.plan import make
-    from turbort.cli.plan_table import grouped, plan_table
+    from turbort.cli.plan_table import show_plans
 
     groups = by_shape(jobs, work.spec)
     plans = [work.plan or make(work.choice, work.spec, group[0], jobs=len(group)) for group in groups]
-    if json:
-        ui.emit_json(
-            {"plans": [{"digest": found.digest, **found.header, "groups": grouped(found)} for found in plans], "jobs": len(jobs)}
-        )
-        return
-    for found in plans:
-        plan_table(found)
+    show_plans(plans, len(jobs), json=json)
 
 
 def execute(work: Work, jobs: Sequence[Job], *, quiet: bool) -> tuple[list[Result], list[dict[str, Any]]]:
@@ -281,6 +280,7 @@ def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result],
         with opened as session:
             made = session.generate(jobs, display)
             policies.write(session, work.record_policy)
+            overhead.write(session, work.asked.report_path, quiet=quiet)
             return made, session.report()
 
 
@@ -289,6 +289,7 @@ def _session_options(work: Work) -> dict[str, Any]:
     from turbort.embed import PromptCache
 
     options: dict[str, Any] = {"cache": PromptCache.default()} if work.prompt_cache else {}
+    options |= {"profile_ops": True} if work.profile_ops else {}
     options |= {"policy": work.policy} if work.policy else {}
     options |= {"loras": work.loras} if work.loras else {}
     return options | ({"memory_budget": work.budget} if work.budget is not None else {})

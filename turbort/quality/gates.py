@@ -22,7 +22,7 @@ class Number:
     Attributes:
         name: what was measured.
         value: the number, in `unit`; None where it could not be measured, and `note` says why.
-        gate: the gate that it belongs to (`op`, `forward`, `video`, `temporal`, `oracle`), or an empty string: for information.
+        gate: the gate that it belongs to (`receipt`, `op`, `forward`, `video`, `temporal`, `oracle`), or an empty string.
         limit: what the gate asks for, as text (`>= 28`); empty where nothing is asked.
         passed: whether it passed; None where it is not judged.
     """

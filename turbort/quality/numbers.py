@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,15 +16,27 @@ if TYPE_CHECKING:
     from turbort.quality.verify import Clip
 
 
-def numbers_of(clips: Sequence[Clip], sites: Sequence[Site], profile: Profile, steps: int, no_judge: str) -> list[Number]:
-    """Every number of a verification in the order in which trouble shows: op, forward, video, temporal, oracle."""
+def numbers_of(
+    clips: Sequence[Clip], sites: Sequence[Site], unmet: Sequence[Mapping[str, Any]], profile: Profile, steps: int, no_judge: str
+) -> list[Number]:
+    """Every number of a verification in the order in which trouble shows: receipt, op, forward, video, temporal, oracle."""
     return [
+        _receipt(sites, unmet),
         *_ops(sites),
         _forward(clips, profile),
         *_video(clips, profile, steps),
         *_temporal(clips, profile),
         _oracle(clips, no_judge),
     ]
+
+
+def _receipt(sites: Sequence[Site], unmet: Sequence[Mapping[str, Any]]) -> Number:
+    """A run that silently stayed in 16 bits would pass every other gate."""
+    missing = sum(row["planned"] - row["ran"] for row in unmet)
+    wide = [site.choice.path for site in sites if site.stayed_wide]
+    quantised = sum(site.own is not None for site in sites)
+    note = f"of {quantised} quantised sites" + (f"; {wide[0]} rounds less than its precision does" if wide else "")
+    return at_most("sites that did not run as planned", missing + len(wide), 0, gate="receipt", note=note)
 
 
 def _ops(sites: Sequence[Site]) -> list[Number]:

@@ -128,12 +128,13 @@ def verify(
                 clip.right = None if found is None or wanted is None else (wanted[0], found[0], found[1])
             result.clips.append(clip)
         result.sites = pair.sites
-        result.numbers = numbers_of(result.clips, result.sites, profile, full[0].steps or 0, note)
+        result.report = other.report()
+        unmet = result.report["unmet"]
+        result.numbers = numbers_of(result.clips, result.sites, unmet, profile, full[0].steps or 0, note)
         planner = Planner(profile, registry, target)
         costs = Costs(worst_sites(pair.sites), planner, lambda: registry.backend(target.backend).synchronize(target.device))
         pair.once(full[0], costs)
         result.promotions = [costs.rows[site.choice.path] for site in worst_sites(pair.sites) if site.choice.path in costs.rows]
-        result.report = other.report()
     return result
 
 
