@@ -32,6 +32,15 @@ class Stopwatch:
     device: Device
     seconds: dict[str, float] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
+    used: list[tuple[float, int, str]] = field(default_factory=list)
+    """Seconds since the first stage, bytes in use, and the stage, at both ends of every stage."""
+    _first: float | None = None
+
+    def _note(self, now: float, name: str) -> None:
+        self._first = now if self._first is None else self._first
+        used = self.backend.memory(self.device).used
+        if used is not None:
+            self.used.append((round(now - self._first, 4), used, name))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -39,11 +48,13 @@ class Stopwatch:
         self.backend.synchronize(self.device)
         self.backend.reset_peak(self.device)
         start = perf_counter()
+        self._note(start, name)
         try:
             yield
         finally:
             self.backend.synchronize(self.device)
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+            self._note(perf_counter(), name)
             peak = self.backend.memory(self.device).peak
             if peak is not None:
                 self.peak[name] = max(self.peak.get(name, 0), peak)
@@ -98,6 +109,7 @@ def receipt(
     return {
         "report": REPORT_SCHEMA,
         "plan": {**dict(plan.header), "digest": plan.digest},
+        "sites": [{key: row.get(key) for key in ("path", "op", "precision", "kernel")} for row in plan.rows()],
         "device": {"backend": device.backend, "name": device.name, "arch": device.arch, "memory": device.memory},
         "versions": versions(),
         "weights": dict(weights),
@@ -115,6 +127,7 @@ def receipt(
         ],
         "seconds": {name: round(value, 4) for name, value in watch.seconds.items()},
         "peak_bytes": dict(watch.peak),
+        "memory_over_time": [list(row) for row in watch.used],
         "jobs": [
             {
                 "prompt": result.job.prompt,

@@ -14,6 +14,7 @@ from turbort.cli.models import models
 from turbort.cli.plan import app as plan
 from turbort.cli.profiles import app as profiles
 from turbort.cli.quantize import quantize
+from turbort.cli.report import report
 from turbort.cli.run import run
 from turbort.cli.verify import verify
 from turbort.cli.version import version
@@ -39,6 +40,7 @@ app.command()(devices)
 app.command()(doctor)
 app.command()(check)
 app.command()(verify)
+app.command()(report)
 app.command()(compile)
 app.command()(version)
 

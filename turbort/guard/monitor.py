@@ -141,7 +141,7 @@ class Monitor:
                 "share": round(share, 4),
                 "from": site.now.precision if action != "demote" else site.then.precision,
                 "to": site.then.precision if action == "promote" else site.now.precision,
-                "sites": len(group.members),
+                "sites": [member.now.path for member in group.members],
                 "repeated": action == "promote",
             }
         )
