@@ -165,7 +165,10 @@ class Backend(ABC):
         return iter(())
 
     def compile_ahead(
-        self, spec: ModelSpec, profile: Profile, registry: Registry, out: Path, size: tuple[int, int], frames: int
+        self, spec: ModelSpec, profile: Profile, registry: Registry, out: Path, size: tuple[int, int], frames: int, plan: Plan
     ) -> Mapping[str, Any] | None:
-        """Write compiled programs of a model into folder `out` and return what is known of them; None: cannot."""
+        """Write compiled programs of a planned model into folder `out` and return what is known of them; None: cannot."""
         return None
+
+    def use_ahead(self, folder: Path) -> None:
+        """Take programs from a folder that `compile_ahead` has written, where a run would compile the same ones."""

@@ -24,6 +24,7 @@ class Denoiser:
     Args:
         texts, negatives: embeddings [B, text_len, text_dim]; `negatives` is None without guidance.
         together: whether a guidance pair runs as one batch.
+        int8_cache: keep the keys and values of cross-attention, which serve every step, in int8.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class Denoiser:
         device: torch.device,
         compute: torch.dtype,
         together: bool,
+        int8_cache: bool = False,
     ) -> None:
         self.spec, self.experts, self.texts, self.negatives = spec, experts, texts, negatives
         self.conditions, self.device, self.compute, self.together = conditions, device, compute, together
         self._begun: set[str] = set()
+        self.int8_cache = int8_cache
         self._encoded: dict[str, tuple[Sequence[CrossKV], Sequence[CrossKV] | None]] = {}
 
     def steps(self, job: Job, seeds: Sequence[int]) -> Iterator[Step]:
@@ -98,9 +101,12 @@ class Denoiser:
             model = self.experts.get(role).model
             tokens = self.conditions.tokens
             self._encoded.clear()
-            negative = None if self.negatives is None else model.encode_text(self.negatives, tokens)
-            self._encoded[role] = model.encode_text(self.texts, tokens), negative
+            negative = None if self.negatives is None else self._kept(model.encode_text(self.negatives, tokens))
+            self._encoded[role] = self._kept(model.encode_text(self.texts, tokens)), negative
         return self._encoded[role]
+
+    def _kept(self, encoded: Sequence[CrossKV]) -> Sequence[CrossKV]:
+        return [block.kept() for block in encoded] if self.int8_cache else encoded
 
     def _predict(self, role: str) -> Callable[[Tensor, float, Sequence[CrossKV]], Tensor]:
         step = self.experts.get(role).step

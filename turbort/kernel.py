@@ -27,7 +27,8 @@ class Call:
     """What the planner knows about a call site before any tensor exists.
 
     `args` maps parameter names of the op's reference to a TensorSpec, None or a plain value.
-    `consumers` are the paths of the sites that read the output, when nothing else reads it.
+    `consumers` are the paths of the sites that read the output, when nothing else reads it; `sources` those of the sites whose
+    outputs the arguments are made of, directly or through plain tensor functions.
     """
 
     op: str
@@ -35,6 +36,7 @@ class Call:
     role: str
     args: Mapping[str, Any] = field(default_factory=dict)
     consumers: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return self.args.get(name)
@@ -64,7 +66,7 @@ class Kernel:
             kernel gets its result in place of the weight. None means the logical QTensor or tensor itself.
         emits: QTensor schemes in which it can return its output.
         capturable: whether a CUDA/NPU graph may capture it.
-        layout: the physical layout it wants, for the planner's conversion count (`row`, `channels_last`, ...).
+        layout: the physical layout of activations that it takes and returns, see `turbort.layouts`.
     """
 
     op: str

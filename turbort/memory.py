@@ -185,7 +185,10 @@ def _keys_values(spec: ModelSpec, profile: Profile, batch: int) -> int:
     batch = max(batch, 2) if spec.preset.guidance != 1.0 else batch
     width = 4 if profile.precision.compute == "fp32" else 2
     tokens = spec.dit.text_len + (spec.image_tokens if spec.dit.image_embed else 0)
-    return 2 * batch * tokens * spec.dit.dim * spec.dit.layers * width
+    whole = 2 * batch * tokens * spec.dit.dim * spec.dit.layers
+    if profile.memory.activation_cache.startswith("int8"):
+        return whole + 4 * whole // spec.dit.head_dim  # codes, and a float32 scale per token and head
+    return whole * width
 
 
 def fastest(plan: Plan, spec: ModelSpec, tile: tuple[int, int] | None = None) -> Residency:

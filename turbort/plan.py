@@ -24,7 +24,8 @@ class Choice:
 
     `path` is `stage/module.path` (`dit/blocks.0.self_attn.q.op`); `kernel` is `backend/name`; `emit` is the
     QTensor scheme in which the site hands over its output; `passed_over` maps candidates tried before to
-    their refusals; `note` says why the precision was chosen when that is not simply the profile's word.
+    their refusals; `note` says why the precision was chosen when that is not simply the profile's word; `layout` is the physical
+    layout of activations where that is not `row`, and `converts` are the conversions of what the site reads.
     """
 
     path: str
@@ -37,6 +38,8 @@ class Choice:
     fallback: bool = False
     passed_over: Mapping[str, str] = field(default_factory=dict)
     note: str | None = None
+    layout: str | None = None
+    converts: tuple[str, ...] = ()
 
     def body(self) -> dict[str, Any]:
         """Everything but the path, without empty fields, in a fixed order: the value of a plan line."""
@@ -50,6 +53,8 @@ class Choice:
             "fallback": self.fallback,
             "passed_over": dict(self.passed_over),
             "note": self.note,
+            "layout": self.layout,
+            "converts": list(self.converts),
         }
         return {key: value for key, value in full.items() if value not in (None, [], {}, False)}
 
@@ -66,6 +71,8 @@ class Choice:
             fallback=bool(body.get("fallback", False)),
             passed_over=dict(body.get("passed_over", {})),
             note=body.get("note"),
+            layout=body.get("layout"),
+            converts=tuple(body.get("converts", ())),
         )
 
 
@@ -145,6 +152,19 @@ class Plan:
 
     def with_header(self, **values: Any) -> Plan:
         return replace(self, header={**self.header, **values})
+
+
+def check_calibrated(plan: Plan, digests: Mapping[str, str]) -> None:
+    """PlanError when a plan rests on the calibration of other weights than those of these digests."""
+    theirs = plan.header.get("calibration", {}).get("checkpoints", {})
+    pairs = {role: (theirs.get(role, digest), digest) for role, digest in digests.items()}
+    lines = [f"{role}: calibrated {wanted}, loaded {digest}" for role, (wanted, digest) in pairs.items() if wanted != digest]
+    if lines:
+        raise PlanError(
+            "the plan was calibrated for other weights",
+            tried=lines,
+            fix="calibrate these weights and plan again, or plan by rules",
+        )
 
 
 def fold(choices: Sequence[Choice]) -> list[tuple[str, int, dict[str, Any]]]:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from turbort.backend import Device
-from turbort.errors import InputError, NoKernelError, UnavailableError
+from turbort.errors import InputError, NoKernelError
 from turbort.kernel import Call, Kernel
+from turbort.layouts import ROW, conversions, settle
 from turbort.plan import Choice, Plan
+from turbort.policy import Evidence, judge
 from turbort.precision import PRECISIONS
+from turbort.target import FALLBACK_BACKEND, Target, find_target
 
 if TYPE_CHECKING:
     from turbort.models.spec import ModelSpec
     from turbort.profile import Profile
     from turbort.registry import Registry
 
+__all__ = ["DTYPES", "LINEAR_ROLES", "Planner", "Target", "find_target", "make_plan", "recorded", "steps_up"]
+
 log = logging.getLogger("turbort")
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-FALLBACK_BACKEND = "reference"
 # What may stand in for a precision that no kernel of the device computes: always more bits, never fewer.
 _STEPS_UP: Mapping[str, tuple[str, ...]] = {
     "bsq4": ("w4a8", "w8a8"),
@@ -49,65 +52,6 @@ def steps_up(precision: str, compute: str) -> tuple[str, ...]:
     return tuple(name for name in (*_STEPS_UP.get(precision, ()), *last) if name != precision)
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where a plan is for: the backend asked, one of its devices, and whether this rehearses another platform."""
-
-    backend: str
-    device: Device
-    rehearsal: bool = False
-
-
-def find_target(profile: Profile, registry: Registry, on: str | None = None, *, absent: bool = False) -> Target:
-    """The device a profile runs on: its own backend, or `on` (`cpu` = the reference backend) as a rehearsal.
-
-    `on` may number one of the backend's devices (`cuda:1`). With `absent`, a backend that can describe the profile's
-    device without having one (`Backend.stand_in`) does so; such a target is for plans only. Raises InputError for a
-    number that is not there, UnavailableError when that backend has no device here, with the hint to rehearse.
-    """
-    try:
-        return _present_target(profile, registry, on)
-    except UnavailableError:
-        backend = registry.backends.get(on or profile.target.backend)
-        described = backend.stand_in(profile.target.arch) if absent and backend else None
-        if described is None:
-            raise
-        return Target(described.backend, described)
-
-
-def _present_target(profile: Profile, registry: Registry, on: str | None) -> Target:
-    wanted = profile.target.backend
-    asked, _, index = (on or wanted).partition(":")
-    name = {"cpu": FALLBACK_BACKEND}.get(asked, asked)
-    rehearsal = name != {"cpu": FALLBACK_BACKEND}.get(wanted, wanted)
-    devices = registry.devices(name)
-    if index:
-        devices = [_numbered(devices, index, name)]
-    matching = devices if rehearsal else [device for device in devices if _matches(profile, device)]
-    if not matching:
-        found = [f"found {device.name} ({device.arch})" for device in devices]
-        raise UnavailableError(
-            f"profile {profile.name} wants {wanted} {' or '.join(profile.target.arch)}",
-            tried=found,
-            fix="choose another profile, or add `--on cpu` to rehearse it",
-        )
-    return Target(name, matching[0], rehearsal)
-
-
-def _numbered(devices: Sequence[Device], index: str, name: str) -> Device:
-    if not index.isdecimal() or int(index) >= len(devices):
-        raise InputError(
-            f"backend {name} has no device {index!r}",
-            tried=[f"{name}:{number} is {device.name}" for number, device in enumerate(devices)],
-            fix=f"choose {name}:0" + (f" to {name}:{len(devices) - 1}" if len(devices) > 1 else ""),
-        )
-    return devices[int(index)]
-
-
-def _matches(profile: Profile, device: Device) -> bool:
-    return not profile.target.arch or any(fnmatchcase(device.arch, pattern) for pattern in profile.target.arch)
-
-
 class Planner:
     """Chooses precision and kernel for recorded call sites under one profile on one device."""
 
@@ -115,12 +59,16 @@ class Planner:
         self.profile = profile
         self.registry = registry
         self.target = target
+        self.assigned: Mapping[str, tuple[str, str | None]] = {}
+        """Precisions, each with a note, that calibration gives to sites; what the profile overrides stays."""
 
     def wanted(self, call: Call) -> tuple[str, str | None]:
         """The precision the profile asks for at a site, and a note when a rule rather than its word decided."""
         for pattern, precision in self.profile.precision.overrides.items():
             if fnmatchcase(call.path.partition("/")[2], pattern) or fnmatchcase(call.path, pattern):
                 return precision, f"override {pattern}"
+        if call.path in self.assigned:
+            return self.assigned[call.path]
         stage = call.path.partition("/")[0]
         if stage == "vae":
             return self.profile.precision.vae, None
@@ -131,6 +79,24 @@ class Planner:
         if call.role == "time":
             return "fp32", "time path in fp32"
         return self.profile.precision.compute, None
+
+    def candidates(self, call: Call) -> tuple[str, ...]:
+        """What calibration may choose from at a site: the compute dtype, and every precision down to the profile's least."""
+        words = self.profile.precision
+        if words.override(call.path) is not None or not call.path.startswith("dit/"):
+            return ()
+        if call.op == "linear" and call.role.startswith(LINEAR_ROLES):
+            least = PRECISIONS[words.linear.min]
+        elif call.role == "attn.self":
+            least = PRECISIONS[words.attention]
+        else:
+            return ()
+        rows = [row for row in PRECISIONS.values() if row.kind == least.kind != "float"]
+        return (words.compute, *(row.name for row in rows if row.no_less_than(least)))
+
+    def kernel(self, calls: Sequence[Call], precision: str) -> Kernel | None:
+        """The kernel of the target's own backend that computes these calls at `precision`; None when none does."""
+        return self._accepting(calls, self.target.backend, precision, {})
 
     def choose(self, calls: Sequence[Call]) -> Choice:
         """The choice for one site, given its distinct calls (a streaming VAE calls a site with several shapes)."""
@@ -210,16 +176,71 @@ class Planner:
             readers = [by_path.get(path) for path in calls[0].consumers]
             schemes = {PRECISIONS[reader.precision].emit if reader and reader.op == "linear" else None for reader in readers}
             scheme = schemes.pop() if len(schemes) == 1 else None
-            fused.append(replace(choice, emit=scheme) if scheme and scheme in self._emits(choice) else choice)
+            fused.append(replace(choice, emit=scheme) if scheme and scheme in self.emits(choice) else choice)
         return fused
 
-    def _emits(self, choice: Choice) -> tuple[str, ...]:
+    def emits(self, choice: Choice) -> tuple[str, ...]:
+        """The schemes in which the chosen kernel of a site can hand over its output."""
         backend, _, name = choice.kernel.partition("/")
         return next(kernel.emits for kernel in self.registry.kernels(backend, choice.op) if kernel.name == name)
 
     def plan(self, sites: Sequence[Sequence[Call]]) -> tuple[Choice, ...]:
         """Choices for all sites, in call order."""
-        return tuple(self.fuse_quantisation(sites, [self.choose(calls) for calls in sites]))
+        return tuple(self.arrange(sites, self.fuse_quantisation(sites, [self.choose(calls) for calls in sites])))
+
+    def arrange(self, sites: Sequence[Sequence[Call]], choices: Sequence[Choice]) -> list[Choice]:
+        """Take, among kernels that are as good, those that need the fewest conversions of layout, and note what remains."""
+        numbers = {choice.path: number for number, choice in enumerate(choices)}
+        # A streaming decoder reads what it made before; only what comes from earlier sites counts.
+        sources = [
+            sorted(numbers[path] for path in calls[0].sources if numbers.get(path, number) < number)
+            for number, calls in enumerate(sites)
+        ]
+        equal = [self._as_good(calls, choice) for calls, choice in zip(sites, choices, strict=True)]
+        picks, _ = settle([[kernel.layout for kernel in row] for row in equal], sources)
+        kernels = [row[pick] for row, pick in zip(equal, picks, strict=True)]
+        found = []
+        for choice, kernel, converts in zip(choices, kernels, conversions([k.layout for k in kernels], sources), strict=True):
+            backend = choice.kernel.partition("/")[0]
+            layout = None if kernel.layout == ROW else kernel.layout
+            found.append(replace(choice, kernel=f"{backend}/{kernel.name}", layout=layout, converts=tuple(converts)))
+        return found
+
+    def _as_good(self, calls: Sequence[Call], choice: Choice) -> list[Kernel]:
+        """The chosen kernel, then others of its priority that could stand in its place."""
+        backend, _, name = choice.kernel.partition("/")
+        rows = self.registry.kernels(backend, choice.op)
+        chosen = next(kernel for kernel in rows if kernel.name == name)
+        others = [
+            kernel
+            for kernel in rows
+            if kernel is not chosen
+            and kernel.priority == chosen.priority
+            and kernel.layout != chosen.layout
+            and (choice.emit is None or choice.emit in kernel.emits)
+            and not any(kernel.refusal(call, choice.precision, self.target.device) for call in calls)
+        ]
+        return [chosen, *others]
+
+
+def recorded(
+    spec: ModelSpec, profile: Profile, *, size: tuple[int, int], frames: int, batch: int = 1
+) -> list[list[Call]]:
+    """The call sites of a model at one size under a profile, each with its distinct calls."""
+    from turbort.models.sites import record_model
+
+    if batch < 1:
+        raise InputError(f"batch {batch} is not positive", fix="give a batch of 1 or more")
+    return record_model(
+        spec,
+        attention=profile.attention,
+        dtype=DTYPES[profile.precision.compute],
+        vae_dtype=DTYPES[profile.precision.vae],
+        width=size[0],
+        height=size[1],
+        frames=frames,
+        batch=batch,
+    )
 
 
 def make_plan(
@@ -232,31 +253,21 @@ def make_plan(
     frames: int | None = None,
     batch: int = 1,
     target: Target | None = None,
+    evidence: Evidence | None = None,
 ) -> Plan:
     """Record `spec` on meta at this size (width, height in pixels) and choose under `profile`.
 
     `backend` replaces the profile's own (`null` plans any profile on any machine; `cpu` rehearses it on the
-    reference backend). Raises UnavailableError when the backend has no device here, NoKernelError when
-    nothing computes a call.
+    reference backend). With `evidence` precisions are chosen as `precision.policy` says. Raises UnavailableError when the
+    backend has no device here, NoKernelError when nothing computes a call, InputError when no choice meets the budget.
     """
-    from turbort.models.sites import record_model
-
     width, height = size or (spec.defaults.width, spec.defaults.height)
     count = frames or spec.defaults.frames
-    if batch < 1:
-        raise InputError(f"batch {batch} is not positive", fix="give a batch of 1 or more")
     where = target or find_target(profile, registry, backend)
     planner = Planner(profile, registry, where)
-    sites = record_model(
-        spec,
-        attention=profile.attention,
-        dtype=DTYPES[profile.precision.compute],
-        vae_dtype=DTYPES[profile.precision.vae],
-        width=width,
-        height=height,
-        frames=count,
-        batch=batch,
-    )
+    sites = recorded(spec, profile, size=(width, height), frames=count, batch=batch)
+    judged = judge(planner, sites, evidence, spec.name)
+    planner.assigned = judged.assigned
     header = {
         "model": spec.name,
         "profile": profile.name,
@@ -270,6 +281,7 @@ def make_plan(
         "attention": profile.attention.model_dump(mode="json"),
         "compute": profile.precision.compute,
         "fallback": profile.fallback,
+        **judged.header,
     }
     plan = Plan(header, planner.plan(sites))
     notes = registry.backend(where.backend).review(spec, plan, where.device)

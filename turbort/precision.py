@@ -38,6 +38,12 @@ class Precision:
     emit: str | None = None
     slack: float = 2.0
 
+    def no_less_than(self, least: Precision) -> bool:
+        """Whether this stores at least as many bits; attentions, which store alike, go by the error they are allowed."""
+        if self.kind == "attention":
+            return self.max_nmse <= least.max_nmse
+        return (self.weight_bits, self.activation_bits) >= (least.weight_bits, least.activation_bits)
+
 
 def _table(*rows: Precision) -> Mapping[str, Precision]:
     return MappingProxyType({row.name: row for row in rows})

@@ -106,6 +106,10 @@ class Precisions(Section):
     """The video autoencoder."""
     text: Linear = "bf16"
     """The text encoder."""
+    policy: Literal["auto", "budget", "rules"] = "auto"
+    """How calibrated sites get their precision: `budget` takes the fastest that stays within `quality.psnr` and uses no less than
+    `attention` and `linear.min`; `rules` keeps `attention` and `linear.max` and goes down to `linear.min` by sparsity; `auto` is
+    `budget` where there is a calibration, else `rules`."""
     overrides: dict[Annotated[str, Field(min_length=1)], AnyPrecision] = Field(default_factory=dict)
     """Globs on module paths (`blocks.0.*`) with the precision they get; the first that matches wins."""
 
@@ -175,7 +179,7 @@ class Memory(Section):
     offload: Offload = "auto"
     """What moves to the host while it is not needed: `auto` (as the budget asks), `none`, or a list of stages."""
     activation_cache: CachePrecision = "none"
-    """Precision of activations that are kept between steps or chunks."""
+    """Precision of activations that are kept between steps: keys and values of cross-attention; a float means as computed."""
     reserve: Bytes | None = None
     """Device memory that is left to other programs."""
     vae_tile: tuple[Edge, Edge] | None = None

@@ -33,6 +33,8 @@ class Recorder(TorchFunctionMode):
         self._outputs: dict[tuple[Any, ...], Any] = {}
         self._producer: dict[int, str] = {}
         self._consumers: dict[str, set[str]] = {}
+        self._sources: dict[str, dict[str, None]] = {}
+        self._made_of: dict[int, tuple[int, str]] = {}  # tensor -> number and path of the latest site whose output is in it
         self._keep: list[Any] = []  # tensors must outlive the recording, or their ids would be reused
 
     def hook(self, path: str, slot: Slot) -> Callable[..., Any]:
@@ -46,10 +48,13 @@ class Recorder(TorchFunctionMode):
             seen = self.calls.setdefault(path, [])
             if noted not in seen:
                 seen.append(noted)
+            latest = [self._made_of[id(tensor)][1] for tensor in _tensors(list(bound.values())) if id(tensor) in self._made_of]
+            self._sources.setdefault(path, {}).update(dict.fromkeys(latest))
             output = self._run(slot, noted, args, kwargs)
             self._consumers.setdefault(path, set())
             for tensor in _tensors(output):
                 self._producer[id(tensor)] = path
+                self._made_of[id(tensor)] = len(self._keep), path
             self._keep.append(output)
             return output
 
@@ -71,12 +76,19 @@ class Recorder(TorchFunctionMode):
                 for tensor in _tensors(value):
                     if id(tensor) in self._producer:
                         self._consumers[self._producer[id(tensor)]].add(ELSEWHERE)
-        return func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
+        if not self._inside:
+            read = _tensors([*args, *(kwargs or {}).values()])
+            latest = max((self._made_of[id(tensor)] for tensor in read if id(tensor) in self._made_of), default=None)
+            for tensor in _tensors(output) if latest else ():
+                self._made_of[id(tensor)] = latest  # type: ignore[assignment]
+                self._keep.append(tensor)
+        return output
 
     def sites(self) -> list[list[Call]]:
         """Per call site, its distinct calls, with the sites that read its output."""
         return [
-            [replace(call, consumers=tuple(sorted(self._consumers[path]))) for call in calls]
+            [replace(call, consumers=tuple(sorted(self._consumers[path])), sources=tuple(self._sources[path])) for call in calls]
             for path, calls in self.calls.items()
         ]
 

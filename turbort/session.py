@@ -29,7 +29,7 @@ from turbort.models.spec import ModelSpec
 from turbort.models.wan_dit import WanDit
 from turbort.models.wan_vae import WanVae
 from turbort.output import decode, open_vae
-from turbort.plan import Plan
+from turbort.plan import Plan, check_calibrated
 from turbort.planner import DTYPES, Target, find_target, make_plan
 from turbort.profile import Profile
 from turbort.registry import Registry
@@ -76,9 +76,10 @@ class Session:
         self.guard = watch_of(spec, profile, plan, registry, target, self.memory, policy)
         self.memory = self.memory.plus(self.guard.weight_bytes)
         self.ops = OpProfile(self.backend, target.device) if profile_ops else None
-        rest = self.memory.residency, self.guard, self.ops
-        setting = Setting(spec, profile, plan, registry, self.backend, target.device, *rest)
+        how = self.memory.residency, self.guard, self.ops
+        setting = Setting(spec, profile, plan, registry, self.backend, target.device, *how)
         self._experts = Experts(setting, self.files, loras)
+        check_calibrated(plan, self._experts.digests)
         self._embedder = Embedder.of(spec, self.files, profile, self.memory.residency, self.device, cache)
         self._vae: WanVae
 
@@ -143,11 +144,6 @@ class Session:
     def roles(self) -> Sequence[str]:
         """The transformers of the model: `dit`, or its experts."""
         return self._experts.roles
-
-    @property
-    def vae(self) -> WanVae:
-        """The bound video autoencoder."""
-        return self._vae
 
     def model(self, role: str) -> WanDit:
         """The bound transformer of a role, brought onto the device if it is not there."""
@@ -244,8 +240,7 @@ class Session:
         """Latents [B, C, T, h, w] in float32 for a group of jobs of one shape."""
         first = group[0][1]
         jobs = [job for _, job in group]
-        count = padded(len(jobs), first, self.profile, self.plan, self.memory)
-        jobs += [jobs[-1]] * (count - len(jobs))
+        jobs += [jobs[-1]] * (padded(len(jobs), first, self.profile, self.plan, self.memory) - len(jobs))
         denoiser = self.denoiser(jobs, texts, on_event)
         with self.watch.stage("sample"):
             state = None
@@ -270,6 +265,7 @@ class Session:
             conditions,
             device=self.device,
             compute=compute,
+            int8_cache=self.profile.memory.activation_cache.startswith("int8"),
             together=2 * len(jobs) <= self.profile.batch.most and 2 * len(jobs) <= max(2, self.memory.residency.batch),
         )
 

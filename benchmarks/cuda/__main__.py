@@ -1,4 +1,4 @@
-"""`python -m benchmarks.cuda check|session|linear|passes|attention|tune|vae|step|breakdown|e2e [--out FOLDER]`."""
+"""`python -m benchmarks.cuda check|session|linear|passes|attention|tune|vae|step|breakdown|e2e|tiny [--out FOLDER]`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-MEASURING = ("linear", "passes", "attention", "tune", "vae", "step", "breakdown", "e2e")
+MEASURING = ("linear", "passes", "attention", "tune", "vae", "step", "breakdown", "e2e", "tiny")
 COMMANDS = ("check", "session", *MEASURING)
 
 
@@ -72,6 +72,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--profile", default="h200", help="profile of step, vae, breakdown and e2e")
     parser.add_argument("--dense", action="store_true", help="step: measure dense attention instead of SLA")
     parser.add_argument("--chunk", type=int, default=2, help="e2e: latent frames per chunk")
+    parser.add_argument("--captions", type=int, default=64, help="tiny: how many held-out captions")
+    parser.add_argument("--cpu", action="store_true", help="tiny: the same clips on the CPU, too")
     parser.add_argument("--rows", type=Path, help="write rows here as they come, and nothing else")
     parser.add_argument("--wait", action="store_true", help="import everything, then wait for a line on standard input")
     parser.add_argument("--jobs-only", default="", metavar="A,B", help="session: only jobs that begin with these commands")

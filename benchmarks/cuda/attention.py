@@ -73,6 +73,8 @@ def _dense(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
 def _sla(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     from turbort_cuda.kernels import kv, sla
 
+    from turbort.ops.block_map import chosen_blocks
+
     proj, bias = torch.randn(HEAD, HEAD, device=DEVICE) * HEAD**-0.5, torch.randn(HEAD, device=DEVICE)
     proj, bias = proj.to(q.dtype), bias.to(q.dtype)
     tokens = q.element_size() * q.numel()
@@ -84,10 +86,19 @@ def _sla(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
         )
     results.time("SLA part: sums of k, max of v", lambda: kv.block_sums(k, 128, v), bytes_=2.0 * tokens)
     results.time("SLA part: sums of q", lambda: kv.block_sums(q, 64), bytes_=1.0 * tokens)
+    for stages in (1, 2, 3):
+        results.time(
+            f"SLA part: sums, scales, codes, state; stages={stages}",
+            lambda s=stages: kv.prepare(k, v, 128, int8=True, fp8=True, linear=True, config={"stages": s, "warps": 8}),
+            bytes_=5.0 * tokens,
+        )
     results.time(
-        "SLA part: prepare k and v (two passes)",
-        lambda: kv.prepare(k, v, 128, int8=True, fp8=True, linear=True),
+        "dense part: sums, scales, codes",
+        lambda: kv.prepare(k, v, 128, int8=True, fp8=True, linear=False),
         bytes_=5.0 * tokens,
     )
-    sums = kv.block_sums(q, 64)[0], kv.block_sums(k, 128)[0]
-    results.time("SLA part: scores and choice", lambda: sla.choose(sla.scores_of(*sums, (TOKENS, TOKENS), (64, 128)), 25))
+    means, sums = kv.block_sums(q, 64, means=True)[0], kv.block_sums(k, 128, v)
+    results.time("SLA part: mean, scales, block means", lambda: kv.finish_sums(*sums, TOKENS, 128, pool=True))
+    results.time("SLA part: scores", lambda: sla.scores_of(means, sums[0]))
+    scores = sla.scores_of(means, sums[0])
+    results.time("SLA part: choice", lambda: sla.choose(scores, chosen_blocks(0.1, scores.shape[-1])))

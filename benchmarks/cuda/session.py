@@ -38,6 +38,7 @@ JOBS = (
     Job(("vae", "--quick"), 50),
     Job(("e2e",), 60),
     Job(("tune", "--quick"), 80),
+    Job(("tiny",), 45),
     Job(("passes",), 25),
     Job(("step", "--dense", "--quick"), 40),
 )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from turbort_cuda import variants
 
 from benchmarks.cuda.check_worker import Row, first_line
 from benchmarks.cuda.timing import DEVICE, nmse, synchronize
@@ -170,12 +171,12 @@ def _dense() -> Iterator[Check]:
         yield f"attention {precision} W to {TEXT} keys", precision, lambda p=precision: _attention(p, TEXT)
 
 
-def _attention(precision: str, keys: int) -> Pair:
+def _attention(precision: str, keys: int, config: dict[str, Any] | None = None) -> Pair:
     from turbort_cuda.kernels import attention, sdpa
 
     q, k, v = (_randn(1, length + shift, HEADS, HEAD)[:, :length] for shift, length in ((0, TOKENS), (1, keys), (2, keys)))
     # 16-bit attention is far more exact than any int8 budget.
-    return lambda: attention.attention(q, k, v, precision=precision), lambda: sdpa.attention(q, k, v)
+    return lambda: attention.attention(q, k, v, precision=precision, config=config), lambda: sdpa.attention(q, k, v)
 
 
 def _sparse() -> Iterator[Check]:
@@ -192,7 +193,7 @@ def _clustered() -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _sla(precision: str | None) -> Pair:
+def _sla(precision: str | None, block: tuple[int, int] = (64, 128), config: dict[str, Any] | None = None) -> Pair:
     from turbort_cuda.kernels import sla
 
     from turbort import ops
@@ -200,8 +201,8 @@ def _sla(precision: str | None) -> Pair:
     q, k, v = _clustered()
     proj, bias = _randn(HEAD, HEAD, scale=HEAD**-0.5), _randn(HEAD, scale=0.1)
     return (
-        lambda: sla.sla_attention(q, k, v, proj, bias, topk=0.1, precision=precision),
-        lambda: ops.sla_attention(q, k, v, proj, bias, topk=0.1),
+        lambda: sla.sla_attention(q, k, v, proj, bias, topk=0.1, block=block, precision=precision, config=config),
+        lambda: ops.sla_attention(q, k, v, proj, bias, topk=0.1, block=block),
     )
 
 
@@ -214,7 +215,8 @@ def _choice() -> Pair:
     want = block_map(q, k, 0.1)
 
     def ours() -> Tensor:
-        scores = sla.scores_of(kv.block_sums(q, 64)[0], kv.block_sums(k, 128)[0], (TOKENS, TOKENS), (64, 128))
+        pooled = kv.finish_sums(kv.block_sums(k, 128)[0], None, TOKENS, 128, pool=True)[2]
+        scores = sla.scores_of(kv.block_sums(q, 64, means=True)[0], pooled)
         return sla.choose(scores, want.shape[-1])
 
     return ours, lambda: want
@@ -246,11 +248,37 @@ def _vae(op: str, channels: int, height: int, width: int) -> Pair:
     )
 
 
+def _variants() -> Iterator[Check]:
+    """Every configuration that `tune` times, called as it calls them: right as well as fast, and compiled by then."""
+    for n, k in ((FFN, DIM), (DIM, FFN)):
+        for config in variants.linears():
+            yield f"variant linear {k}->{n} {variants.label(config)}", "w8a8", lambda c=config, n=n, k=k: _linear_variant(c, n, k)
+    for block in variants.BLOCKS:
+        for config in variants.sparse():
+            name = f"variant sla {block[0]}x{block[1]} {variants.label(config)}"
+            yield name, "int8-fp8", lambda c=config, b=block: _sla("int8-fp8", block=b, config=c)
+    for precision in ("int8-fp8", "int8"):
+        for config in variants.dense():
+            name = f"variant attention {precision} {variants.label(config)}"
+            yield name, precision, lambda p=precision, c=config: _attention(p, TOKENS, config=c)
+
+
+def _linear_variant(config: dict[str, Any], n: int, k: int) -> Pair:
+    from turbort_cuda.kernels import linear8, quant
+
+    weight = linear8.empty_weight(n, k, fp8=False, device=torch.device(DEVICE))
+    x = quant.quantize(_randn(TOKENS, k), emit="int8-token")
+    # The true product of the codes themselves: only the output's rounding is left as an error.
+    full = weight.values.float() * weight.scales[:, None]
+    return lambda: linear8.linear(x, weight, config=config), lambda: F.linear(x.dequantize(torch.float32), full)
+
+
 GROUPS: dict[str, Callable[[], Iterator[Check]]] = {
     "sla": _sparse,
     "ffn.in": _linear_shape(TOKENS, FFN, DIM),
     "ffn.out": _linear_shape(TOKENS, DIM, FFN),
     "attention": _dense,
+    "variants": _variants,
     "passes": _passes,
     "video": _video,
     "tails": _linear_shape(min(TOKENS, 1021), 1000, 333),

@@ -3,126 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
+from turbort_cuda import tune
+from turbort_cuda.launch import capability
+from turbort_cuda.variants import label
 
-from benchmarks.cuda.attention import DENSE, drawn, sparse_work
 from benchmarks.cuda.results import Results
-from benchmarks.cuda.timing import DEVICE
-from benchmarks.cuda.workload import DIM, FFN, HEAD, TOKENS, TOY
+from benchmarks.cuda.timing import DEVICE, timed
+from benchmarks.cuda.workload import DIM, FFN, HEAD, HEADS, TOKENS
 
-Config = dict[str, Any]
 SECONDS = 0.06
 
 
 def run(results: Results, args: argparse.Namespace) -> None:
-    sizes = ((FFN, DIM), (DIM, FFN), (DIM, DIM))
-    for n, k in sizes:
-        _linear(results, n, k, save=args.save)
-    q, k_, v = drawn()
-    for precision in ("int8-fp8", "int8"):
-        _dense(results, (q, k_, v), precision, save=args.save)
-    _sparse(results, (q, k_, v), save=args.save)
-
-
-def _best(
-    results: Results,
-    title: str,
-    configs: Iterator[Config],
-    call: Callable[[Config], Any],
-    flop: float,
-    save: tuple[str, str] | None,
-) -> None:
-    """Time every configuration; note the fastest, and keep it under `save` (kernel, key)."""
-    found: list[tuple[float, Config]] = []
-    for config in configs:
-        label = " ".join(f"{key}={_short(value)}" for key, value in config.items() if (key, value) != ("GROUP", 8))
-        timed = results.time(f"{title} {label}", lambda c=config: call(c), flop=flop, seconds=SECONDS, config=config)
-        if timed:
-            found.append((timed.ms, config))
-    if not found:
-        return
-    ms, config = min(found, key=lambda pair: pair[0])
-    results.note(f"{title} best", ms=ms, tflop_s=flop / ms / 1e9, config=config)
-    if save and not TOY:
-        from turbort_cuda.tuning import save as keep
-
-        major, minor = torch.cuda.get_device_capability()
-        keep(f"sm_{major}{minor}", *save, config)
-
-
-def _short(value: object) -> object:
-    return int(value) if isinstance(value, bool) else value
-
-
-def _linear(results: Results, n: int, k: int, *, save: bool) -> None:
-    from turbort_cuda.kernels import linear8, quant
-
-    x = quant.quantize(torch.randn(TOKENS, k, device=DEVICE).to(torch.bfloat16), emit="int8-token")
-    weight = linear8.empty_weight(n, k, fp8=False, device=torch.device(DEVICE))
-    _best(
-        results,
-        f"tune w8a8 {k}->{n}",
-        linears(),
-        lambda config: linear8.linear(x, weight, config=config),
-        2.0 * TOKENS * n * k,
-        ("linear8", f"{n}x{k}") if save else None,
-    )
-
-
-def linears() -> Iterator[Config]:
-    """Worth a try on a card with TMA: the tile, the depth of the pipeline, and how the end of a tile is hidden."""
-    base = {"GROUP": 8, "tma": True}
-    first = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "stages": 4, "warps": 8, "halves": True, **base}
-    yield first
-    yield {**first, "stages": 3}
-    yield {**first, "stages": 3, "halves": False}
-    yield {**first, "BLOCK_M": 256, "BLOCK_N": 128}
-    yield {**first, "GROUP": 16}
-    yield {**first, "flatten": True}
-    yield {**first, "flatten": True, "stages": 3}
-    yield {**first, "BLOCK_N": 128, "halves": False}
-    yield {**first, "BLOCK_N": 128, "halves": False, "stages": 3, "warps": 4, "per_sm": 2}
-    yield {**first, "BLOCK_N": 128, "halves": True, "stages": 3, "warps": 4, "per_sm": 2}
-    yield {**first, "BLOCK_K": 64, "stages": 6}
-
-
-def _dense(results: Results, qkv: tuple[torch.Tensor, ...], precision: str, *, save: bool) -> None:
-    from turbort_cuda.kernels.attention import attention
-
-    keys = ("BLOCK_M", "BLOCK_N", "stages", "warps", "tma")
-    rows = (
-        (128, 128, 2, 8, True),
-        (128, 128, 3, 8, True),
-        (128, 128, 1, 8, True),
-        (128, 64, 3, 8, True),
-        (64, 128, 2, 4, True),
-        (64, 64, 3, 4, True),
-    )
-    _best(
-        results,
-        f"tune attention {precision}",
-        (dict(zip(keys, row, strict=True)) for row in rows),
-        lambda config: attention(*qkv, precision=precision, config=config),
-        DENSE,
-        None,
-    )
-
-
-def _sparse(results: Results, qkv: tuple[torch.Tensor, ...], *, save: bool) -> None:
-    from turbort_cuda.kernels import sla
-
-    proj = (torch.randn(HEAD, HEAD, device=DEVICE) * HEAD**-0.5).to(torch.bfloat16)
-    for block in ((64, 128), (128, 128), (128, 64)):
-        _best(
-            results,
-            f"tune SLA int8-fp8 {block[0]}x{block[1]}",
-            ({"stages": s, "warps": w, "tma": True} for s, w in ((2, 4), (3, 4), (1, 4), (2, 8), (3, 8))),
-            lambda config, b=block: sla.sla_attention(
-                *qkv, proj, proj[0], topk=0.1, block=b, precision="int8-fp8", config=config
-            ),
-            sparse_work(block),
-            ("attention", "sparse") if save and block == (64, 128) else None,
-        )
+    arch = f"sm_{capability(torch.device(DEVICE))}" if args.save else None
+    sizes = {(TOKENS, n, k) for n, k in ((FFN, DIM), (DIM, FFN), (DIM, DIM))}
+    for contest in tune.contests(sizes, {(TOKENS, HEADS, HEAD)}, torch.device(DEVICE)):
+        title = f"tune {contest.kernel} {contest.key}"
+        trials = tune.run(contest, arch=arch, clock=lambda call: timed(call, seconds=SECONDS).ms)
+        for number, trial in enumerate(trials):
+            name = f"{title} best" if number == len(contest.configs) else f"{title} {label(trial.config)}"
+            if trial.ms is None:
+                results.note(name, error=trial.problem)
+            else:
+                results.note(name, ms=trial.ms, tflop_s=contest.flop / trial.ms / 1e9, config=trial.config)

@@ -4,7 +4,7 @@
 #   detached.sh start GPUS [arguments of recipes.tiny_shapes.all]   copies the repository to $WORK and starts training there
 #   detached.sh wait SECONDS                                        waits, shows the log's end, packs results into $OUT
 #
-# Wheels of Python packages that the machine lacks are taken from runs/whl, an earlier run's pieces from runs/pieces.
+# Taken over: wheels of Python packages that the machine lacks from runs/whl, an earlier run's pieces from runs/pieces, weights/ of this folder.
 set -uo pipefail
 
 WORK=${WORK:-/tmp/tiny-work}
@@ -27,6 +27,7 @@ start() {
         $PYTHON -m recipes.tiny_shapes.transport unpack runs/pieces "$RUN" || return 1
         cp -rn "$RUN"/export/weights/. "$RUN"/ 2>/dev/null
     fi
+    cp -rn recipes/tiny_shapes/weights/. "$RUN"/ 2>/dev/null
     cd "$WORK" || return 1
     $PYTHON -c "import pydantic, pluggy, yaml, safetensors, tokenizers, cv2, torch; print(torch.__version__, torch.cuda.device_count(), 'GPUs')" || return 1
     rm -f "$RUN/status"

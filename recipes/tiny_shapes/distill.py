@@ -203,8 +203,8 @@ def finish(run: Run, o: Options, keeper: Keeper, title: str, recipe: Recipe) -> 
 
 
 def load_student(o_out: Any, s: Sizes, device: torch.device, *, compile: bool, stage: str = "student") -> Dit:
-    """The dense student, or with stage `sla` the one fine-tuned for sparse attention."""
-    dit = Dit(s, sla=stage == "sla").to(device)
+    """The dense student, or with a stage `sla...` one that is fine-tuned for sparse attention."""
+    dit = Dit(s, sla=stage.startswith("sla")).to(device)
     load_into(dit, o_out / stage, "dit")
     return dit.eval().requires_grad_(False).compiled(compile)
 

@@ -49,9 +49,9 @@ def path(dense: Dit, text: Tensor, shape: tuple[int, ...]) -> list[tuple[Tensor,
     return out
 
 
-def train(o: Options) -> dict[str, Any]:
+def train(o: Options, stage: str = "sla", mode: Mode = MODE) -> dict[str, Any]:
     device = prepare(o)
-    run, s = Run("sla", o), o.sizes
+    run, s = Run(stage, o), o.sizes
     batch = parallel.per_process(o.batch or o.pick(BATCH, 2))
     vae = load_vae(o.out, s, device, compile=o.compile)
     teacher, text, guidance = load_teacher(o.out, s, device, compile=o.compile)
@@ -65,9 +65,9 @@ def train(o: Options) -> dict[str, Any]:
     captions = CaptionPool(s, o.pick(8192, 8, 1024), device, parallel.own_seed(o.seed + 70))
     with torch.no_grad():
         null = text(captions.null).float()
-    d = Distiller(student, teacher, fake, guidance, null, MODE)
+    d = Distiller(student, teacher, fake, guidance, null, mode)
     ema = Ema(student, 0.99)
-    keeper = Keeper(run, Model(s, text, shown, vae, device), ema, MODE, o.pick(96, 2), batch)
+    keeper = Keeper(run, Model(s, text, shown, vae, device), ema, mode, o.pick(96, 2), batch)
     opt = Optimisers([], list(student.parameters()), muon_lr=0, lr=LR, betas=(0.9, 0.99))
     fake_opt = Optimisers([], list(fake.parameters()), muon_lr=0, lr=FAKE_LR, betas=(0.0, 0.99))
     if run.saved:
@@ -83,7 +83,7 @@ def train(o: Options) -> dict[str, Any]:
         loss = zero
         for x, t, v in path(dense, context, s.latent):
             with autocast(device):
-                part = (student(x, t, context, MODE) - v).square().mean() / 4
+                part = (student(x, t, context, mode) - v).square().mean() / 4
             part.backward()
             loss = loss + part.detach()
         dmd = tracked = zero
@@ -101,7 +101,8 @@ def train(o: Options) -> dict[str, Any]:
     keeper.check(every=0, force=True)
     run.save(model=student.state_dict(), fake=fake.state_dict(), ema=ema.state(), opt=opt.state(), fake_opt=fake_opt.state())
     save_weights(run.folder, "dit", keeper.state, torch.float32)  # int8 codes are made from what was trained
-    return finish(run, o, keeper, "student, SLA and int8", Recipe("rcm", 4, mode=MODE))
+    title = f"student, SLA and {mode.linear}" if mode.linear else "student, SLA"
+    return finish(run, o, keeper, title, Recipe("rcm", 4, mode=mode))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 x_t = (1 - t) x0 + t eps, target velocity eps - x0, mean squared error. Times are logit-normal with the schedule's shift,
 one in eight uniform. One caption in ten is empty, for guidance. Latents come from a pool that grows while training runs.
+`--resume` without a checkpoint goes on from the weights of an earlier run, with fresh optimisers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TRIAL = 200  # steps of each try
 DROP = 0.1
 POOL = 49152
 FIRST = 6144  # clips in the pool before training starts
-GUIDANCE = (2.0, 3.5, 5.0)  # tried on training captions; the best becomes the teacher's
+GUIDANCE = (2.0, 1.5, 3.0)  # tried on training captions; the best becomes the teacher's
 
 
 def draw_times(batch: int, device: torch.device) -> Tensor:
@@ -97,6 +98,8 @@ def train(o: Options) -> dict[str, Any]:
         dit.load_state_dict(run.saved["model"])
         rates = tuple(run.saved["rates"])
     else:
+        if o.resume and (o.out / "teacher" / "teacher.json").is_file():
+            load_into(dit, o.out / "teacher", "dit")
         rates = try_rates(run, dit, RATES, optimisers, lambda opt, rate: update(opt, rate)[0].mean(), o.pick(TRIAL, 2, 10))
     opt, ema = optimisers(rates), Ema(dit, 0.999)
     if run.saved:

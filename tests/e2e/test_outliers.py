@@ -1,4 +1,4 @@
-"""The outlier monitor on the tiny model's own size: an injected outlier channel, with the monitor and without."""
+"""The outlier monitor: an injected outlier channel, with the monitor and without, in the embedded model and a smaller one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from turbort.checkpoints import open_checkpoint, stream
 from turbort.errors import InputError
 from turbort.guard.policy import Policy
 from turbort.job import Job
 from turbort.models.config import ModelSpec
-from turbort.models.tiny import read_spec
+from turbort.models.tiny import ASSETS, read_spec
+from turbort.models.wan_dit import WanDit
 from turbort.profile import Profile, load_profile
+from turbort.quant.qtensor import QTensor
 from turbort.session import Session
 
 JOB = Job("a red circle moves right", seed=3)
@@ -73,9 +76,9 @@ def plain() -> Profile:
     return cpu.model_copy(update={"precision": cpu.precision.model_copy(update={"linear": linear})})
 
 
-def made(spec: ModelSpec, chosen: Profile, **options: Any) -> tuple[np.ndarray, dict[str, Any], Policy]:
-    with Session.open(spec, chosen, jobs=[JOB], **options) as session:
-        frames = session.generate([JOB])[0].frames
+def made(spec: ModelSpec, chosen: Profile, job: Job = JOB, **options: Any) -> tuple[np.ndarray, dict[str, Any], Policy]:
+    with Session.open(spec, chosen, jobs=[job], **options) as session:
+        frames = session.generate([job])[0].frames
         return frames, session.report(), session.policy()
 
 
@@ -91,6 +94,30 @@ def guarded(spec: ModelSpec) -> tuple[np.ndarray, dict[str, Any], Policy]:
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.square(a.astype(float) - b).mean()))
+
+
+def test_the_embedded_model_with_an_outlier(tmp_path: Path) -> None:
+    """Below the gate without the monitor; with it, exactly the readers of the scaled channel are promoted, at the first step."""
+    folder = tmp_path / "tiny"
+    shutil.copytree(ASSETS, folder)
+    read = read_spec(folder / "model.yaml")
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in WanDit(read.dit).named_parameters()}
+    weights = {}
+    for name, value in stream(open_checkpoint(folder / "dit.safetensors"), expected):
+        plain_value = value.dequantize(torch.float32) if isinstance(value, QTensor) else value.float()
+        weights[name] = plain_value.reshape(expected[name]).contiguous()
+    save_file(with_outlier(weights, read.dit.layers, read.dit.dim), folder / "dit.safetensors")
+    job = replace(JOB, frames=9)
+    exact = made(read, plain(), job)[0]
+    gate = profile("promote").quality.psnr
+    assert psnr(exact, made(read, profile("ignore"), job)[0]) < gate
+    frames, report, _ = made(read, profile("promote"), job)
+    events = report["monitor"]["transformers"][0]["events"]
+    wanted = {f"blocks.{block}.{site}" for block in range(read.dit.layers) for site in ("self_attn.q", "ffn.0")}
+    assert {event["site"] for event in events} == wanted
+    assert all((event["step"], event["action"]) == (1, "promote") and event["share"] > 0.9 for event in events)
+    assert psnr(exact, frames) >= gate
 
 
 def test_the_outlier_changes_nothing_without_quantisation(spec: ModelSpec, little: Path, truth: np.ndarray) -> None:

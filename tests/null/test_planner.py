@@ -13,7 +13,8 @@ from turbort.errors import NoKernelError, UnavailableError
 from turbort.hookspecs import hookimpl
 from turbort.kernel import Call, Kernel
 from turbort.models.spec import MODELS
-from turbort.planner import find_target, make_plan
+from turbort.plan import Plan
+from turbort.planner import Target, find_target, make_plan
 from turbort.profile import Profile, list_profiles, load_profile
 from turbort.registry import Registry
 
@@ -151,3 +152,41 @@ def test_rehearsal_is_marked() -> None:
     assert plan.header["rehearsal"] is True
     assert plan.header["backend"] == "reference"
     assert make_plan(TINY, load_profile("cpu"), Registry()).header["rehearsal"] is False
+
+
+def test_layouts_follow_the_convolutions_and_conversions_are_shown() -> None:
+    plan = make_plan(TINY, load_profile("h100"), Registry(), target=find_target_absent("h100"))
+    norms = [choice for choice in plan if choice.op == "vae_norm_silu"]
+    assert {choice.layout for choice in norms} == {"channels_last"}
+    remaining = [(choice.op, choice.converts) for choice in plan if choice.converts]
+    # Into the decoder, out of it for the attention in its middle, and back.
+    assert sorted(words for _, converts in remaining for words in converts) == [
+        "channels_last -> row",
+        "row -> channels_last",
+        "row -> channels_last",
+    ]
+    assert set(map(repr, Plan.loads(plan.dumps()))) == set(map(repr, plan))
+
+
+def find_target_absent(name: str) -> Target:
+    return find_target(load_profile(name), Registry(), absent=True)
+
+
+class Layouts(Picky):
+    """Convolutions in channels-last only; norms in either layout, at the same priority."""
+
+    def kernels(self) -> Iterable[Kernel]:
+        for kernel in super().kernels():
+            if kernel.op in ("causal_conv3d", "vae_upsample"):
+                yield Kernel(kernel.op, "float", "x:y", kernel.precisions, layout="channels_last")
+            elif kernel.op == "vae_norm_silu":
+                yield Kernel(kernel.op, "row", "x:y", kernel.precisions)
+                yield Kernel(kernel.op, "last", "x:y", kernel.precisions, layout="channels_last")
+            else:
+                yield kernel
+
+
+def test_the_planner_takes_the_kernel_whose_layout_is_there() -> None:
+    plan = make_plan(TINY, profile(), registry(Layouts()))
+    assert {choice.kernel for choice in plan if choice.op == "vae_norm_silu"} == {"picky/last"}
+    assert sum(len(choice.converts) for choice in plan) <= 4

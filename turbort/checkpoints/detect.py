@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from turbort.checkpoints import comfy, compressed, diffusers, gguf, int4, lightx2v, modelslim, turbodiffusion, umt5, wan
+from turbort.checkpoints import bsq_file, comfy, compressed, diffusers, gguf, int4, lightx2v, modelslim, turbodiffusion, umt5, wan
 from turbort.checkpoints.dialect import Dialect, Headers, Naming, Storage
 from turbort.errors import CheckpointError
 
 # The first that matches is taken; the last of each matches everything.
 STORAGES: tuple[Storage, ...] = (
+    bsq_file.BSQ,
     turbodiffusion.QUANTISED,
     modelslim.MODELSLIM,
     compressed.COMPRESSED,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from turbort.cli.calibrate import calibrate
 from turbort.cli.check import check
 from turbort.cli.compile import compile
 from turbort.cli.devices import devices
@@ -13,6 +14,7 @@ from turbort.cli.inspect import inspect
 from turbort.cli.models import models
 from turbort.cli.plan import app as plan
 from turbort.cli.profiles import app as profiles
+from turbort.cli.prune import prune
 from turbort.cli.quantize import quantize
 from turbort.cli.report import report
 from turbort.cli.run import run
@@ -36,6 +38,8 @@ app.command()(models)
 app.command()(download)
 app.command()(inspect)
 app.command()(quantize)
+app.command()(prune)
+app.command()(calibrate)
 app.command()(devices)
 app.command()(doctor)
 app.command()(check)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from turbort.job import Job
     from turbort.models.spec import ModelSpec, SamplerName
     from turbort.plan import Plan
+    from turbort.policy import Evidence
 
 app = typer.Typer(help="Show or save what would run at every call site; `plan diff A B` compares.", rich_markup_mode=None)
 
@@ -34,6 +35,16 @@ def plan(
     ] = None,
     memory: Annotated[bool, typer.Option("--memory", help="Show the bytes of every stage, and what would stay where.")] = False,
     memory_budget: options.Budget = None,
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", metavar="FILE", help="Choose precisions by what `turbort calibrate` found.")
+    ] = None,
+    pareto: Annotated[
+        bool, typer.Option("--pareto", help="Show the frontier of time and error, and the uniform choices beside it.")
+    ] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw the frontier, too: .png, .svg, .pdf.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time every kernel that could be chosen on the device first, and keep the times.")
+    ] = False,
     out: options.Out = None,
     sites: Annotated[bool, typer.Option("--sites", help="One line per call site, with every refusal.")] = False,
     json: options.Json = False,
@@ -43,6 +54,7 @@ def plan(
         return
     from turbort.cli.choose import choose, find_model
     from turbort.cli.memory_table import forecast_of, memory_table, parse_budget, within
+    from turbort.cli.plan_evidence import Evidenced
     from turbort.cli.plan_table import grouped, plan_table
 
     budget = parse_budget(memory_budget)
@@ -52,8 +64,15 @@ def plan(
         from turbort.io import resolve_target
 
         resolve_target(out)
-    made = make(choice, spec, shape(spec, size, frames), batch=batch)
+    job = shape(spec, size, frames)
+    planned = Evidenced(choice, spec, job, batch, budget, calibration)
+    if pareto or plot:
+        planned.check_frontier(plot)
+    if measure:
+        planned.measure()
+    made = planned.plan()
     needed = forecast_of(choice, spec, made, budget) if memory or budget else None
+    plane = planned.frontier() if pareto or plot else None
     if out is not None:
         from turbort.io import atomic_text
 
@@ -61,12 +80,15 @@ def plan(
         ui.say(f"plan {made.digest} written to {out}")
     if json:
         document = {"digest": made.digest, **made.header, "groups": grouped(made), "sites": made.rows() if sites else None}
-        ui.emit_json({**document, "memory": needed.as_data()} if needed else document)
+        document |= {"memory": needed.as_data()} if needed else {}
+        ui.emit_json({**document, "pareto": plane.as_data()} if plane else document)
         return
     if out is None or sites:
         plan_table(made, sites=sites)
     if needed:
         memory_table(needed, spec)
+    if plane:
+        planned.show(plane, plot)
 
 
 def shape(spec: ModelSpec, size: str | None, frames: int | None) -> Job:
@@ -111,7 +133,9 @@ def with_sampler(spec: ModelSpec, sampler: str | None) -> ModelSpec:
     return spec.with_sampler(cast("SamplerName", sampler))
 
 
-def make(choice: Choice, spec: ModelSpec, job: Job, *, jobs: int = 1, batch: int | None = None) -> Plan:
+def make(
+    choice: Choice, spec: ModelSpec, job: Job, *, jobs: int = 1, batch: int | None = None, evidence: Evidence | None = None
+) -> Plan:
     """Plan `spec` for a checked job; `batch` defaults to the samples that the profile puts into one model call."""
     from turbort.job import samples_per_step
     from turbort.planner import make_plan
@@ -125,4 +149,5 @@ def make(choice: Choice, spec: ModelSpec, job: Job, *, jobs: int = 1, batch: int
         size=(full.width or 0, full.height or 0),
         frames=full.frames,
         batch=samples_per_step(choice.profile, jobs, full) if batch is None else batch,
+        evidence=evidence,
     )

@@ -10,7 +10,7 @@ from turbort.cli import ui
 if TYPE_CHECKING:
     from turbort.plan import Plan
 
-COLUMNS = ("stage", "op", "role", "precision", "kernel", "sites", "emits", "note")
+COLUMNS = ("stage", "op", "role", "precision", "kernel", "sites", "emits", "layout", "converts", "note")
 STAGES = {"text": 0, "dit": 1, "vae": 2}
 # Roles that a reader can take together: the parts of one attention, the two halves of a feed-forward.
 _FAMILIES = {
@@ -31,8 +31,9 @@ def grouped(plan: Plan) -> list[dict[str, Any]]:
         stage = choice.path.partition("/")[0]
         note = ", ".join(filter(None, ("fallback" if choice.fallback else None, choice.note)))
         role = _FAMILIES.get(choice.role, choice.role)
-        key = (stage, choice.op, role, choice.precision, choice.kernel, choice.emit, note)
-        row = groups.setdefault(key, dict(zip(COLUMNS, (*key[:5], 0, key[5], note or None), strict=True)))
+        converts = ", ".join(choice.converts) or None
+        key = (stage, choice.op, role, choice.precision, choice.kernel, choice.emit, choice.layout, converts, note)
+        row = groups.setdefault(key, dict(zip(COLUMNS, (*key[:5], 0, *key[5:8], note or None), strict=True)))
         row["sites"] += 1
     return sorted(groups.values(), key=lambda row: STAGES.get(row["stage"], len(STAGES)))
 
@@ -60,7 +61,8 @@ def plan_table(plan: Plan, *, sites: bool = False, stderr: bool = False) -> None
     rows = [
         {**row, "shapes": " ".join(row.get("shapes", ())), "emits": row.get("emit"), "note": _why(row)} for row in plan.rows()
     ]
-    ui.table(rows, ("path", "op", "precision", "kernel", "shapes", "emits", "note"), title=heading, styles=_style, stderr=stderr)
+    columns = ("path", "op", "precision", "kernel", "shapes", "emits", "layout", "converts", "note")
+    ui.table(rows, columns, title=heading, styles=_style, stderr=stderr)
 
 
 def _once_per_stage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

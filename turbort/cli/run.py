@@ -51,7 +51,7 @@ def run(
     guidance: Annotated[float | None, typer.Option("--guidance", metavar="G", help="Guidance scale; 1 is none.")] = None,
     sampler: options.Sampler = None,
     plan: Annotated[
-        Path | None, typer.Option("--plan", metavar="FILE", help="Replay a plan written by `turbort plan -o`.")
+        Path | None, typer.Option("--plan", metavar="FILE|DIR", help="Replay `turbort plan -o FILE` or `turbort compile -o DIR`.")
     ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Where the run's receipt goes; beside the video when absent.")
@@ -155,7 +155,7 @@ def prepare(
     extra: Extra,
 ) -> Work:
     """Check every option: first what needs no device, then the device, then the model's files."""
-    from turbort.cli.choose import choose, find_model
+    from turbort.cli.choose import choose, find_loras, find_model
     from turbort.cli.memory_table import parse_budget, within
     from turbort.cli.order import by_shape, check_replay, jobs_of
     from turbort.cli.plan import with_sampler
@@ -171,30 +171,27 @@ def prepare(
     jobs = jobs_of(asked, spec)
     budget = parse_budget(extra.budget)
     choice = within(choose(profile, on), budget)
+    if plan_file is not None and (plan_file / "manifest.json").is_file():
+        _use_compiled(plan_file, choice)
     trained = as_trained(spec, locate(spec, weights or spec.root or Path.cwd()))
     if trained is not spec:
         spec = with_sampler(trained, sampler)
         jobs = jobs_of(asked, spec)
     if saved is not None:
         check_replay(saved, spec, choice.profile, by_shape(jobs, spec))
-    loras = _loras(extra.loras, spec)
+    loras = find_loras(extra.loras, spec)
     policy = policies.read(extra.policy, extra.record_policy, by_shape(jobs, spec))
     more = extra.prompt_cache, policy, extra.record_policy, extra.profile_ops
     return Work(asked, spec, choice, jobs, weights, saved, on, loras, budget, *more)
 
 
-def _loras(texts: Sequence[str], spec: ModelSpec) -> tuple[Lora, ...]:
-    from turbort.errors import unknown
+def _use_compiled(folder: Path, choice: Choice) -> None:
+    """Programs of `turbort compile`, when the run is on the backend they were compiled for."""
+    from turbort import artifacts
 
-    if not texts:
-        return ()
-    from turbort.checkpoints.lora import parse_lora
-
-    found = tuple(map(parse_lora, texts))
-    for lora in found:
-        if lora.expert is not None and lora.expert not in spec.experts:
-            raise unknown(f"expert of {spec.name}", lora.expert, spec.experts)
-    return found
+    _, manifest = artifacts.load(folder)
+    if manifest.backend == choice.target.backend:
+        choice.registry.backend(manifest.backend).use_ahead(folder)
 
 
 def _warn(work: Work) -> None:

@@ -1,8 +1,8 @@
 """Writing results: videos as mp4, gif, PNG frames or npy, and text files, each whole or not at all.
 
-    with open_writer("out.mp4", 832, 480, fps=16) as video:
-        for chunk in decoder:
-            video.write(frames_to_uint8(chunk))
+with open_writer("out.mp4", 832, 480, fps=16) as video:
+    for chunk in decoder:
+        video.write(frames_to_uint8(chunk))
 """
 
 from __future__ import annotations

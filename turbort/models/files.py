@@ -10,8 +10,6 @@ from turbort.checkpoints import open_checkpoint
 from turbort.errors import CheckpointError
 from turbort.models.spec import ModelSpec
 
-WITHOUT_WEIGHTS = "name a model's folder with `--weights DIR`, or train the embedded model as recipes/tiny_shapes/README.md says"
-
 
 def locate(spec: ModelSpec, root: Path, *, quantised: bool = False) -> Mapping[str, Path]:
     """The file or folder of each role (`dit`, `vae`, `text`, `tokenizer`, ...), looked for under `root`.
@@ -28,10 +26,6 @@ def locate(spec: ModelSpec, root: Path, *, quantised: bool = False) -> Mapping[s
             missing.append(f"{role}: {' or '.join(patterns)}")
         else:
             found[role] = path
-    if missing and not found and root == spec.root:
-        raise CheckpointError(
-            f"this version of turbort comes without the weights of {spec.name}", tried=missing, fix=WITHOUT_WEIGHTS
-        )
     if missing:
         raise CheckpointError(
             f"the files of {spec.name} are not in {root}",

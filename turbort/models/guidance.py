@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from turbort.models.dit_layers import CrossKV
+from turbort.models.dit_layers import CrossKV, Kept
 from turbort.models.sampler import TRAIN_STEPS, Velocity
 
 Predict = Callable[[Tensor, float, Sequence[CrossKV]], Tensor]
@@ -46,7 +46,13 @@ def by_noise(high: Velocity, low: Velocity, boundary: float) -> Velocity:
 
 def concat(a: CrossKV, b: CrossKV) -> CrossKV:
     """Two prompts' keys and values as one batch."""
-    key, value = torch.cat([a.key, b.key]), torch.cat([a.value, b.value])
-    if a.image_key is None or b.image_key is None or a.image_value is None or b.image_value is None:
-        return CrossKV(key, value)
-    return CrossKV(key, value, torch.cat([a.image_key, b.image_key]), torch.cat([a.image_value, b.image_value]))
+    image = [None if mine is None or other is None else _joined(mine, other) for mine, other in zip(a[2:], b[2:], strict=True)]
+    return CrossKV(_joined(a.key, b.key), _joined(a.value, b.value), *image)
+
+
+def _joined(a: Tensor | Kept, b: Tensor | Kept) -> Tensor | Kept:
+    if isinstance(a, Kept) and isinstance(b, Kept):
+        return Kept(torch.cat([a.codes, b.codes]), torch.cat([a.scales, b.scales]))
+    assert isinstance(a, Tensor)  # one denoiser keeps both prompts alike
+    assert isinstance(b, Tensor)
+    return torch.cat([a, b])

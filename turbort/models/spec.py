@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 from turbort.errors import unknown
@@ -24,7 +23,8 @@ from turbort.models.config import (
     VaeConfig,
     frozen,
 )
-from turbort.models.tiny import TINY, read_spec, tiny_spec
+from turbort.models.tiny import NAME as TINY
+from turbort.models.tiny import read_spec, tiny_spec
 from turbort.models.wan_stats import NEGATIVE_PROMPT, VAE_21_MEAN, VAE_21_STD, VAE_22_MEAN, VAE_22_STD
 
 __all__ = [
@@ -178,16 +178,15 @@ class _Models(Mapping[str, ModelSpec]):
         self._wan = {spec.name: spec for spec in _WAN}
 
     def __getitem__(self, name: str) -> ModelSpec:
-        return _tiny() if name == TINY.name else self._wan[name]
+        return tiny_spec() if name == TINY else self._wan[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter((TINY.name, *self._wan))
+        return iter((TINY, *self._wan))
 
     def __len__(self) -> int:
         return 1 + len(self._wan)
 
 
-_tiny = cache(tiny_spec)
 MODELS: Mapping[str, ModelSpec] = _Models()
 
 

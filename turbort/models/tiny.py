@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turbort.errors import CheckpointError, nearest
-from turbort.models.config import Defaults, DitConfig, ModelSpec, Preset, Sla, TextConfig, VaeConfig, frozen
+from turbort.models.config import Defaults, DitConfig, ModelSpec, Preset, Sla, TextConfig, VaeConfig
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets" / "tiny"
 
-TINY = ModelSpec(
-    name="tiny",
-    title="tiny-shapes: 2-second clips of moving shapes, embedded in turbort",
-    dit=DitConfig(dim=256, ffn_dim=1024, heads=2, layers=8, text_dim=128, text_len=32),
-    vae=VaeConfig(base_dim=16, res_blocks=1),
-    text=TextConfig(dim=128, ffn_dim=256, heads=4, head_dim=32, layers=2, vocab=128, text_len=32),
-    task="t2v",
-    defaults=Defaults(width=128, height=128, frames=33, fps=16),
-    presets=frozen(rcm=Preset(steps=4, sigma_max=80.0)),
-    sampler="rcm",
-    files={
-        "dit": ("dit.safetensors",),
-        "vae": ("vae.safetensors",),
-        "text": ("text_encoder/model.safetensors",),
-        "tokenizer": ("tokenizer.json",),
-    },
-    prompt_grammar=ASSETS / "grammar.json",
-    root=ASSETS,
-)
+NAME = "tiny"
 
 
+@cache
 def tiny_spec() -> ModelSpec:
-    """The embedded model: as its `model.yaml` says, or the sizes it is trained with while that file does not exist."""
-    path = ASSETS / "model.yaml"
-    return read_spec(path) if path.is_file() else TINY
+    """The embedded model, as its `model.yaml` says."""
+    return read_spec(ASSETS / "model.yaml")
 
 
 def read_spec(path: Path) -> ModelSpec:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from turbort.plan import Choice, Plan
-from turbort.planner import FALLBACK_BACKEND
 from turbort.precision import PRECISIONS
 from turbort.profile import Profile
+from turbort.target import FALLBACK_BACKEND
 
 KERNEL = f"{FALLBACK_BACKEND}/{FALLBACK_BACKEND}"
 

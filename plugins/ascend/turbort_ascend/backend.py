@@ -72,6 +72,11 @@ class Ascend(Backend):
         return AclPool(device)
 
     def compile_step(self, step: Callable[..., Any], device: Device) -> Callable[..., Any]:
+        """The step spread over the ranks of an HCCL group, or as an NPUGraph where device and kernels allow one."""
+        from turbort_ascend.spread import ranks, spread
+
+        if ranks() > 1:
+            return spread(step)  # type: ignore[no-any-return]
         if "graph" not in device.features or os.environ.get(GRAPH) == "0":
             return step
         from turbort_ascend.graph import GraphStep, uncapturable

@@ -14,12 +14,16 @@ from turbort import Device, Unavailable
 from turbort_ascend.soc import FAMILIES, Family, family_of
 
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
+FUSED = "TURBORT_ASCEND_FUSED"
+"""Set to 1 to use fused ops that torch-npu has but does not document; devices then have the feature `fused`."""
 OPS = (
+    "npu_add_layer_norm",
     "npu_block_sparse_attention",
     "npu_convert_weight_to_int4pack",
     "npu_dynamic_quant",
     "npu_fused_infer_attention_score",
     "npu_fusion_attention",
+    "npu_gelu_quant",
     "npu_prompt_flash_attention",
     "npu_quant_matmul",
     "npu_rms_norm",
@@ -130,6 +134,8 @@ def _device(torch: Any, index: int) -> Device:
         features.add("npugraph")
     if has_triton():
         features.add("triton-ascend")
+    if os.environ.get(FUSED) == "1":
+        features.add("fused")
     from turbort_ascend.emulated import active
 
     return make_device(

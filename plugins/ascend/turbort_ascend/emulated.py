@@ -32,6 +32,8 @@ def start(chip: str, *, arithmetic: bool = True) -> None:
     if _state:
         if _state["chip"] != chip:
             raise InputError(f"this process already emulates {_state['chip']}, not {chip}", fix="start another process")
+        if arithmetic and "arithmetic" not in _state:
+            raise InputError("this process emulates the driver without arithmetic", fix="start another process")
         return
     if family_of(chip) is None:
         raise InputError(
@@ -57,3 +59,4 @@ def start(chip: str, *, arithmetic: bool = True) -> None:
         from ascend_host.emulator import Emulator  # type: ignore[import-not-found,unused-ignore]
 
         Emulator().install()
+        _state["arithmetic"] = "references"

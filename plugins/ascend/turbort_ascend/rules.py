@@ -146,6 +146,12 @@ def not_empty(call: Call, _: Device) -> str | None:
     return f"x of shape {shape} has no element" if shape and not prod(shape) else None
 
 
+def one_modulation(call: Call, _: Device) -> str | None:
+    """Refuse modulations per token or per video: the op's gamma and beta have one value per channel."""
+    width, scale = _shape(call, "x")[-1], _shape(call, "scale")
+    return None if prod(scale) == width else f"a modulation of {prod(scale)} values for {width} channels is no gamma and beta"
+
+
 def groups_of_128(call: Call, _: Device) -> str | None:
     """Refuse int4 weights whose group of 128 inputs or packed axis does not fit."""
     shape = _shape(call, "weight")

@@ -27,6 +27,7 @@ def kernel_table() -> Iterator[Kernel]:
     yield from _linear()
     yield from _attention()
     yield from _quantising()
+    yield from _fused()
     yield from _triton()
     for op in _PLAIN:
         yield Kernel(op, "torch", f"turbort.ops:{op}", FLOATS, priority=-10)
@@ -53,15 +54,15 @@ def _linear() -> Iterator[Kernel]:
     yield Kernel(
         "linear",
         "weight-quant-matmul",
-        f"{_KERNELS}.linear:linear_w4a16",
-        ("w4a16",),
+        f"{_KERNELS}.linear:linear_int4",
+        ("w4a16", "w4a8"),
         rejects=r.rules(
             r.only_on("group-310p", "A2", "A3"), r.dtype_is("x", "weight-dtype", "float16", "bfloat16"),
             r.two_axes, r.matrix_within("kn-range"), r.groups_of_128, r.not_empty,
         ),
         requires=_needs("npu_weight_quant_batchmatmul", "npu_convert_weight_to_int4pack"),
         priority=20,
-        pack=f"{_KERNELS}.linear:pack_w4a16",
+        pack=f"{_KERNELS}.linear:pack_int4",
     )  # fmt: skip
 
 
@@ -145,3 +146,23 @@ def _quantising() -> Iterator[Kernel]:
     quant = f"{_KERNELS}.quant"
     yield Kernel("gelu_quant", "gelu", f"{quant}:gelu_quant", _HALF, half, _needs("npu_dynamic_quant"), 20, emits=_TOKENS)
     yield Kernel("quantize", "dynamic-quant", f"{quant}:quantize", _HALF, half, _needs("npu_dynamic_quant"), 20, emits=_TOKENS)
+
+
+def _fused() -> Iterator[Kernel]:
+    """Ops that torch-npu has without a page: only for devices that were told to use them (`TURBORT_ASCEND_FUSED`)."""
+    half: Rejects = r.rules(r.not_on("dynamic-products", "310P"), r.dtype_is("x", "dynamic-dtype", "float16", "bfloat16"))
+    ops = f"{_KERNELS}.fused"
+    gelu = _needs("npu_gelu_quant", "npu_dynamic_quant", "fused")
+    yield Kernel("gelu_quant", "gelu-quant", f"{ops}:gelu_quant", _HALF, half, gelu, 30, emits=_TOKENS)
+    one = r.rules(half, r.one_modulation)
+    norm = _needs("npu_add_layer_norm", "npu_dynamic_quant", "fused")
+    yield Kernel(
+        "gated_residual_norm_modulate",
+        "add-layer-norm",
+        f"{ops}:gated_residual_norm_modulate",
+        _HALF,
+        one,
+        norm,
+        30,
+        emits=_TOKENS,
+    )

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
 
 from turbort.backend import Backend, Device, MemoryStats, Switches, Unavailable
+from turbort.errors import UnavailableError
 from turbort.kernel import Kernel
-from turbort_cuda.arch import INTERPRETER, INTERPRETER_FEATURES, nearest
+from turbort_cuda.arch import ARCHS, INTERPRETER, INTERPRETER_FEATURES, nearest
 from turbort_cuda.nvml import card_details, driver_version
 from turbort_cuda.table import kernel_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from turbort.models.config import ModelSpec
+    from turbort.plan import Plan
+    from turbort.profile import Profile
+    from turbort.registry import Registry
 
 FLOATS = frozenset({"float32", "bfloat16", "float16", "int8"})
 
@@ -112,8 +122,47 @@ class Cuda(Backend):
 
         return GraphedStep(step, device.torch_name, switches)
 
+    def stand_in(self, arch: Sequence[str]) -> Device | None:
+        """The oldest generation that these globs name, for plans and for compiling; it cannot run anything."""
+        row = next((row for row in ARCHS.values() if any(fnmatchcase(row.name, glob) for glob in arch)), None)
+        if row is None:
+            return None
+        dtypes = FLOATS | ({"float8_e4m3fn"} if "fp8" in row.features else set())
+        title = f"{row.name} (not on this machine)"
+        return Device(Cuda.name, title, "cuda:0", row.name, dtypes=dtypes, features=row.features)
+
+    def compile_ahead(
+        self, spec: ModelSpec, profile: Profile, registry: Registry, out: Path, size: tuple[int, int], frames: int, plan: Plan
+    ) -> Mapping[str, Any]:
+        """Cubins of every Triton kernel that the plan launches, for each architecture of the profile; see `turbort_cuda.aot`."""
+        if importlib.util.find_spec("triton") is None:
+            raise UnavailableError("triton is not installed, so nothing can be compiled", fix="pip install triton")
+        from turbort.planner import recorded
+        from turbort_cuda.aot import compile_plan
+
+        sites = recorded(spec, profile, size=size, frames=frames, batch=int(plan.header["batch"]))
+        return compile_plan(plan, sites, registry, out, profile.target.arch)
+
+    def use_ahead(self, folder: Path) -> None:
+        from turbort_cuda.aot import use
+
+        use(folder)
+
     def explain(self, device: Device) -> Mapping[str, str]:
         return device.details
+
+    def offline_targets(self) -> Sequence[str]:
+        if importlib.util.find_spec("triton") is None:
+            return ()
+        from turbort_cuda.offline import GENERATIONS
+
+        return tuple(f"sm_{capability}" for capability in GENERATIONS)
+
+    def check_offline(self, targets: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        """Compile every kernel for these architectures; see `turbort_cuda.offline`."""
+        from turbort_cuda.offline import check_targets
+
+        return check_targets(targets)
 
 
 def _device(index: int) -> Device | None:
@@ -161,10 +210,13 @@ def _interpreter() -> list[Device] | Unavailable:
 
 
 def _without() -> str:
-    """What can be checked without a GPU, where Triton is there to do it."""
+    """What can be checked without a GPU, where Triton is there to do it, and what cannot."""
     if importlib.util.find_spec("triton") is None:
         return ""
-    return "; without a GPU, `TRITON_INTERPRET=1 turbort check cuda` judges what the Triton kernels compute"
+    return (
+        ". Without a GPU, `turbort check cuda --targets all` compiles every Triton kernel for six generations, and "
+        "`TRITON_INTERPRET=1 turbort check cuda` judges what they compute; speed, graphs and pools stay unchecked"
+    )
 
 
 def _version(package: str) -> str:

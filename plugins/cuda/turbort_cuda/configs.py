@@ -96,7 +96,7 @@ _PREPARE: Mapping[int, Mapping[str, Config]] = {
     0: {"wide": {"stages": 1, "warps": 4}},
     80: {"wide": {"stages": 3, "warps": 8}},
     86: {"wide": {"stages": 1, "warps": 8}},
-    90: {"wide": {"stages": 3, "warps": 8}},
+    90: {"wide": {"stages": 1, "warps": 8}},
     120: {"wide": {"stages": 1, "warps": 8}},
 }
 
@@ -113,11 +113,12 @@ TABLES: Mapping[str, Mapping[int, Mapping[str, Config]]] = {
 def row(kernel: str, capability: int, shape: str) -> Config:
     """The shipped configuration: the nearest older generation in the table, the nearest larger shape class.
 
+    A shape such as `dense-int8` falls back to `dense`.
     `capability` 0 is Triton's interpreter.
     """
     table = TABLES[kernel]
     found = table[max((key for key in table if key <= capability), default=0)]
-    for name in (shape, "mid", "wide"):
+    for name in (shape, shape.partition("-")[0], "mid", "wide"):
         if name in found:
             return found[name]
     raise KeyError(f"{kernel} has no configuration for {shape}")

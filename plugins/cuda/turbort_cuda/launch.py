@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
@@ -20,9 +22,27 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@cache
+_PRETENDED: ContextVar[int | None] = ContextVar("capability", default=None)
+
+
+@contextmanager
+def pretending(capability: int) -> Iterator[None]:
+    """Within the block every device has this compute capability (times ten): kernels are chosen as they would be there."""
+    token = _PRETENDED.set(capability)
+    try:
+        yield
+    finally:
+        _PRETENDED.reset(token)
+
+
 def capability(device: torch.device) -> int:
     """Ten times the compute capability; 0 for the interpreter."""
+    pretended = _PRETENDED.get()
+    return _capability(device) if pretended is None else pretended
+
+
+@cache
+def _capability(device: torch.device) -> int:
     if device.type != "cuda":
         return 0
     major, minor = torch.cuda.get_device_capability(device)

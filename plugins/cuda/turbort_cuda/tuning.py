@@ -1,7 +1,7 @@
 """Configurations measured on this machine, which replace rows of `turbort_cuda.configs`.
 
 The file is JSON: {"sm_90": {"linear8": {"wide": {...}, "1536x8960": {...}}}}. A key with N x K wins over a shape class.
-`python -m benchmarks.cuda linear --save` writes it; nothing is ever measured while a video is made.
+`python -m benchmarks.cuda tune --save` writes it; nothing is ever measured while a video is made.
 """
 
 from __future__ import annotations

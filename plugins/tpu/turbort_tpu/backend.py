@@ -69,23 +69,25 @@ class Tpu(Backend):
         )
 
     def compile_step(self, step: Callable[..., Any], device: Device) -> Callable[..., Any]:
-        from turbort_tpu.jax_executor.step import CompiledStep
+        from turbort_tpu.bridge.executor import active
 
-        return CompiledStep(step, on_peak=self._note_peak)
+        return active().compile_step(step, self._note_peak)
 
     def _note_peak(self, size: int) -> None:
         self._compiled_peak = max(self._compiled_peak, size)
 
     def synchronize(self, device: Device) -> None:
-        """Nothing waits: every call hands finished host tensors back."""
+        from turbort_tpu.bridge.executor import active
+
+        active().synchronize()
 
     def memory(self, device: Device) -> MemoryStats:
         """What the runtime says on a TPU; unknown elsewhere (the compiler's peak is a row of `explain`)."""
         if probe.emulated() is not None:
             return MemoryStats()
-        from turbort_tpu.jax_executor.runtime import device_memory
+        from turbort_tpu.bridge.executor import active
 
-        return device_memory(device.memory)
+        return active().memory(device.memory)
 
     def explain(self, device: Device) -> Mapping[str, str]:
         rows = dict(device.details)
@@ -102,7 +104,7 @@ class Tpu(Backend):
         return check_targets(targets)
 
     def compile_ahead(
-        self, spec: ModelSpec, profile: Profile, registry: Registry, out: Path, size: tuple[int, int], frames: int
+        self, spec: ModelSpec, profile: Profile, registry: Registry, out: Path, size: tuple[int, int], frames: int, plan: Plan
     ) -> Mapping[str, Any]:
         from turbort_tpu.aot.compile import compile_trunk
 

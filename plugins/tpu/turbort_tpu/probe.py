@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 
 from turbort.backend import Device, Unavailable
-from turbort.errors import unknown
+from turbort.errors import TurbortError, unknown
+from turbort_tpu.executors import EXECUTOR, WAYS, Way, chosen
 from turbort_tpu.generations import GENERATIONS, Generation
 
 VENDOR = "0x1ae0"
 EMULATE = "TURBORT_TPU_EMULATE"
-JAX = "0.10.2"
-INSTALL = f'pip install "jax[tpu]=={JAX}"'
-INSTALL_HOST = f'pip install "jax=={JAX}"'
 
 
 def emulated() -> Generation | None:
@@ -31,11 +28,11 @@ def emulated() -> Generation | None:
 def find(bus: Path = Path("/sys/bus/pci/devices")) -> list[Device] | Unavailable:
     """The TPUs of this host as devices, or why there are none."""
     try:
-        standing_in = emulated()
-    except Exception as error:  # noqa: BLE001 - a probe answers, it does not raise
-        return Unavailable(str(error).splitlines()[0], f"unset {EMULATE}, or set it to {', '.join(GENERATIONS)}")
+        standing_in, way = emulated(), chosen()
+    except TurbortError as error:
+        return Unavailable(error.message, f"{error.fix}: {', '.join(WAYS if EXECUTOR in str(error.fix) else GENERATIONS)}")
     if standing_in is not None:
-        return _emulated(standing_in)
+        return _emulated(standing_in, way)
     chips = _scan(bus)
     if not chips:
         return Unavailable(
@@ -43,21 +40,30 @@ def find(bus: Path = Path("/sys/bus/pci/devices")) -> list[Device] | Unavailable
             f"run on a TPU VM; or set {EMULATE}=v5e to run the same kernels on XLA:CPU; "
             "or `turbort check tpu --targets v5e` to compile for a TPU that is not here",
         )
-    missing = [name for name in ("jax", "libtpu") if find_spec(name) is None]
-    if missing:
+    if missing := way.missing(emulated=False):
         kinds = ", ".join(f"{count} x {GENERATIONS[name].title}" for name, count in chips.items())
-        return Unavailable(f"{kinds} found, but {' and '.join(missing)} cannot be imported", INSTALL)
-    return [describe(GENERATIONS[name]) for name, count in chips.items() for _ in range(count)]
+        return Unavailable(f"{kinds} found, but {' and '.join(missing)} cannot be imported", way.install)
+    return [describe(GENERATIONS[name], way=way) for name, count in chips.items() for _ in range(count)]
 
 
-def _emulated(generation: Generation) -> list[Device] | Unavailable:
-    if find_spec("jax") is None:
-        return Unavailable(f"{EMULATE}={generation.name} needs jax, which cannot be imported", INSTALL_HOST)
+def present(bus: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Whether the PCI bus shows a TPU: the one question that is safe to ask before TorchTPU is used."""
+    return bool(_scan(bus))
+
+
+def _emulated(generation: Generation, way: Way) -> list[Device] | Unavailable:
+    if way.no_host:
+        return Unavailable(f"{EMULATE}={generation.name} and executor {way.name}: {way.no_host}", f"unset {EXECUTOR}")
+    if missing := way.missing(emulated=True):
+        return Unavailable(
+            f"{EMULATE}={generation.name} needs {' and '.join(missing)}, which cannot be imported", way.install_host
+        )
     return [
         describe(
             generation,
             f"XLA:CPU in place of {generation.title}",
             {"emulated": "kernels run on XLA:CPU, Pallas in interpret mode"},
+            way,
         )
     ]
 
@@ -79,15 +85,17 @@ def _read(file: Path) -> str:
         return ""
 
 
-def describe(generation: Generation, name: str | None = None, details: dict[str, str] | None = None) -> Device:
-    """A device of this generation. Tensors outside compiled programs live on the host, hence torch's `cpu`."""
+def describe(
+    generation: Generation, name: str | None = None, details: dict[str, str] | None = None, way: Way = WAYS["jax"]
+) -> Device:
+    """A device of this generation; `torch_name` is where the executor keeps tensors outside compiled programs."""
     return Device(
         backend="tpu",
         name=name or generation.title,
-        torch_name="cpu",
+        torch_name=way.torch_name,
         arch=generation.name,
         memory=generation.hbm,
         dtypes=generation.dtypes,
         features=generation.features,
-        details={"VMEM": f"{generation.vmem >> 20} MiB", "executor": "jax", **(details or {})},
+        details={"VMEM": f"{generation.vmem >> 20} MiB", "executor": way.name, **(details or {})},
     )

@@ -10,7 +10,7 @@ from turbort.kernel import Call, Kernel, TensorSpec
 from turbort_tpu.generations import GENERATIONS
 
 LANES = 128
-_OPS = "turbort_tpu.jax_executor.ops"
+_OPS = "turbort_tpu.bridge.ops"
 _ROW_EMITS = ("int8-token", "fp8-token")
 
 
@@ -32,7 +32,7 @@ class TpuKernel(Kernel):
 
 def tpu_kernels() -> Iterable[Kernel]:
     """Every kernel of the backend, for all generations."""
-    yield Kernel("linear", "xla-linear", f"{_OPS}:linear_float", ("fp32", "bf16"), pack="turbort_tpu.jax_executor.pack:plain")
+    yield Kernel("linear", "xla-linear", f"{_OPS}:linear_float", ("fp32", "bf16"), pack="turbort_tpu.bridge.pack:plain")
     yield _eight_bit("linear", "pallas-w8a8", "linear_int8", ("w8a8",), "int8")
     yield _eight_bit("linear", "pallas-fp8", "linear_fp8", ("fp8",), "fp8")
     yield Kernel("attention", "pallas-flash", f"{_OPS}:attention_float", ("bf16",), rejects=_halves)
@@ -49,7 +49,7 @@ def tpu_kernels() -> Iterable[Kernel]:
 def _eight_bit(op: str, name: str, target: str, precisions: tuple[str, ...], format: str) -> Kernel:
     return TpuKernel(
         op, name, f"{_OPS}:{target}", precisions, _matrix, frozenset({format}),
-        pack="turbort_tpu.jax_executor.pack:scaled", format=format,
+        pack="turbort_tpu.bridge.pack:scaled", format=format,
     )  # fmt: skip
 
 

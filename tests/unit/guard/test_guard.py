@@ -14,6 +14,7 @@ from turbort.guard.monitor import CALM_STEPS, Monitor, Watch
 from turbort.guard.policy import Policy, merged
 from turbort.guard.probe import CREST, ROWS, Probes
 from turbort.plan import Choice
+from turbort.precision import PRECISIONS
 from turbort.quant.schemes import quantize
 
 
@@ -43,15 +44,21 @@ def test_the_share_counts_rows() -> None:
     assert share(x) == pytest.approx(0.25)
 
 
-def test_the_limit_is_where_rounding_alone_uses_up_the_budget() -> None:
-    """One value of amax among rows of spread r: the measured error of int8 crosses 4e-4 where the formula says."""
+def test_the_limit_is_where_the_other_values_are_rounded_like_four_bits() -> None:
+    """The measured int8 error of everything but the outlier crosses w4a8's budget where the formula says."""
     generator = torch.Generator().manual_seed(1)
     for factor, over in ((0.9, False), (1.1, True)):
-        # Without the large value itself in the error's denominator, as the other channels see it.
-        x = torch.randn(64, 4096, generator=generator)
-        x[:, 0] = factor * CREST * x[:, 1:].square().mean(-1).sqrt()
-        wrong = (quantize(x, "int8-token").dequantize() - x)[:, 1:].square().sum() / x[:, 1:].square().sum()
-        assert (float(wrong) > 4e-4) is over
+        x = torch.randn(1, ROWS, 4096, generator=generator)
+        x[..., 0] = factor * CREST * x[..., 1:].square().mean(-1).sqrt()
+        wrong = (quantize(x, "int8-token").dequantize() - x)[..., 1:].square().sum() / x[..., 1:].square().sum()
+        assert (float(wrong) > PRECISIONS["w4a8"].max_nmse) is over
+        assert share(x, width=4096) == float(over)
+
+
+def test_several_outlier_channels_do_not_hide_each_other() -> None:
+    x = torch.randn(1, ROWS, 1536, generator=torch.Generator().manual_seed(2))
+    x[..., :5] = torch.tensor([200.0, 180.0, -190.0, 210.0, -150.0])
+    assert share(x, width=1536) == 1.0
 
 
 def test_logits_of_wild_queries_count() -> None:

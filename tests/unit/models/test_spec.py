@@ -12,7 +12,7 @@ import yaml
 
 from turbort.errors import CheckpointError, InputError
 from turbort.models.spec import MODELS, get_model, tiny_spec
-from turbort.models.tiny import TINY, read_spec
+from turbort.models.tiny import read_spec
 
 NAMES = ("tiny", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b", "wan2.1-i2v-14b", "wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b")
 GOOD: dict[str, Any] = {
@@ -69,7 +69,7 @@ def test_samplers_of_a_model() -> None:
     assert MODELS["wan2.2-i2v-a14b"].preset.sigma_max == 200.0
     base = turbo.base()
     assert (base.sampler, base.preset.steps, base.preset.guidance, base.dit.sla) == ("unipc", 50, 6.0, None)
-    assert TINY.base() is TINY
+    assert tiny_spec().base() is tiny_spec()
     assert turbo.with_sampler("unipc").preset.steps == 50
     with pytest.raises(InputError, match="did you mean 'unipc'"):
         turbo.with_sampler("unip")  # type: ignore[arg-type]

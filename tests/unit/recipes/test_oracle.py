@@ -56,9 +56,7 @@ def test_clean_clips_are_fully_right(clips: list[tuple[Scene, Array]]) -> None:
 
 
 @pytest.mark.parametrize("change", [_blur, _blocks, _half, _tint])
-def test_degraded_clips_are_fully_right(
-    clips: list[tuple[Scene, Array]], change: Callable[[Array], Array]
-) -> None:
+def test_degraded_clips_are_fully_right(clips: list[tuple[Scene, Array]], change: Callable[[Array], Array]) -> None:
     for scene, frames in clips[::2]:
         verdict = judge(_each(change)(frames), scene)
         assert verdict.fully_right, (scene, verdict)

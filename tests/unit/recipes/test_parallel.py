@@ -43,6 +43,13 @@ def test_all_stages_in_two_processes(tmp_path):
         assert [r["step"] for r in rows] == list(range(len(rows))), stage  # one writer, no step twice
         assert result["steps"] == len(rows) > 0
     assert (tmp_path / "export" / "tiny" / "dit.safetensors").is_file()
+    command = ("-m", "recipes.tiny_shapes.qat", "--smoke", "--device", "cpu", "--arms", "float", "--score")
+    subprocess.run([sys.executable, *command, "--out", str(tmp_path)], check=True, cwd=ROOT, capture_output=True)
+    found = json.loads((tmp_path / "qat" / "qat.json").read_text())["rows"]
+    assert [(r["training"], r["precision"]) for r in found] == [
+        ("float", "float"), ("PTQ", "w8a8"), ("PTQ", "w4a8"), ("QAT", "w8a8"),
+    ]  # fmt: skip
+    assert found[1]["psnr"] > found[2]["psnr"]
 
 
 def test_two_processes_train_like_one(tmp_path):

@@ -83,3 +83,14 @@ def test_text_encoder_is_transformers(tmp_path) -> None:
         keep = ids != 0
         assert relative(ours(ids)[keep], expected[keep]) < 1e-5
         assert ours(ids)[~keep].abs().max() == 0
+
+
+@pytest.mark.parametrize("precision", ["w8a8", "w4a8"])
+def test_the_recipe_rounds_as_the_runtimes_fake_ops_do(precision):
+    """Two forms of one rounding: the recipe's fuses under torch.compile, `turbort.qat` covers every precision."""
+    from recipes.tiny_shapes import fakequant
+    from turbort.qat import fake_linear
+
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(9, 200, generator=generator), torch.randn(24, 200, generator=generator)
+    assert torch.equal(fakequant.linear(x, weight, None, precision), fake_linear(x, weight, precision=precision))

@@ -18,6 +18,8 @@ import pytest
 GOLDEN = Path(__file__).parent / "golden"
 CHIPS = ("Ascend910B3", "Ascend910_9391", "Ascend310P3", "Ascend950PR_9589")
 MODELS = ("one-of-each", "tiny", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b")
+NZ = ("Ascend910B3", "Ascend910_9391")
+"""Chips whose int8 weights can be kept in FRACTAL_NZ (`TURBORT_ASCEND_NZ`)."""
 
 CODE = """
 import os, sys
@@ -52,8 +54,9 @@ def vendor() -> None:
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_what_is_asked_of_the_device_is_what_was_reviewed(chip: str, tmp_path: Path) -> None:
-    run(CODE.format(chip=chip, models=MODELS, folder=str(tmp_path)))
-    for model in MODELS:
+    models = (*MODELS, "w8a8-nz") if chip in NZ else MODELS
+    run(CODE.format(chip=chip, models=models, folder=str(tmp_path)))
+    for model in models:
         text = (tmp_path / f"{model}.txt").read_text(encoding="utf-8")
         golden = GOLDEN / chip / f"{model}.txt"
         if os.environ.get("UPDATE"):
@@ -64,3 +67,12 @@ def test_what_is_asked_of_the_device_is_what_was_reviewed(chip: str, tmp_path: P
             difflib.unified_diff(reviewed.splitlines(), text.splitlines(), "reviewed", "asked now", n=1, lineterm="")
         )
         assert not diff, diff[:4000]
+
+
+@pytest.mark.parametrize("chip", NZ)
+def test_packed_weights_reach_the_device_in_fractal_nz(chip: str) -> None:
+    """Format 29, in the op for such weights; torch-npu would keep the plain layout with no more than a warning."""
+    lines = (GOLDEN / chip / "w8a8-nz.txt").read_text(encoding="utf-8").splitlines()
+    (matmul,) = (line for line in lines if "QuantMatmul" in line)
+    assert "aclnnQuantMatmulWeightNz(" in matmul
+    assert "int8[1536,8960] format29" in matmul

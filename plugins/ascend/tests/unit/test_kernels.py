@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from ascend_host import references
-from turbort_ascend.kernels import attention, linear, norm, quant
+from turbort_ascend.kernels import attention, fused, linear, norm, quant
 
 from turbort import ops
+from turbort.precision import PRECISIONS
 from turbort.quant.qtensor import QTensor
 from turbort.quant.schemes import quantize
 
@@ -21,7 +22,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 
 @pytest.fixture(autouse=True)
 def vendor_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (attention, linear, norm, quant):
+    for module in (attention, fused, linear, norm, quant):
         if hasattr(module, "npu"):
             monkeypatch.setattr(module, "npu", FORMULAS)
 
@@ -66,8 +67,36 @@ def test_packing_w8a8_copies_nothing() -> None:
 @pytest.mark.parametrize("k", [256, 200])
 def test_w4a16_agrees_with_the_reference(dtype: torch.dtype, k: int) -> None:
     x, weight = draw(1, 9, k, dtype=dtype), quantize(draw(72, k, seed=1, scale=0.07), "int4-group128")
-    got = linear.linear_w4a16(x, linear.pack_w4a16(weight), draw(72, dtype=dtype, seed=2))
+    got = linear.linear_int4(x, linear.pack_int4(weight), draw(72, dtype=dtype, seed=2))
     assert nmse(got, ops.linear(x, weight, draw(72, dtype=dtype, seed=2))) < 2e-5
+
+
+@DTYPES
+def test_w4a8_widens_the_norms_tokens_and_stays_in_its_budget(dtype: torch.dtype) -> None:
+    x, weight = draw(1, 9, 256, dtype=dtype), quantize(draw(72, 256, seed=1, scale=0.07), "int4-group128")
+    exact = x.float() @ weight.dequantize(torch.float32).t()
+    packed = linear.pack_int4(weight)
+    from_tokens, from_floats = linear.linear_int4(quantize(x, "int8-token"), packed), linear.linear_int4(x, packed)
+    assert from_tokens.dtype == dtype
+    assert nmse(from_floats, exact) < nmse(from_tokens, exact) < PRECISIONS["w4a8"].max_nmse / 10
+
+
+@DTYPES
+def test_fused_gelu_hands_over_the_tokens_of_the_two_launches(dtype: torch.dtype) -> None:
+    x = draw(2, 9, 128, dtype=dtype)
+    got, wanted = fused.gelu_quant(x, emit="int8-token"), quant.gelu_quant(x, emit="int8-token")
+    assert got.scheme == "int8-token"
+    assert nmse(got.dequantize(torch.float32), wanted.dequantize(torch.float32)) < 1e-4
+    assert torch.equal(fused.gelu_quant(x), quant.gelu_quant(x))
+
+
+@DTYPES
+def test_fused_residual_and_norm_agree_with_the_two_launches(dtype: torch.dtype) -> None:
+    x, y = (draw(1, 9, 64, dtype=dtype, seed=seed) for seed in (0, 1))
+    gate, scale, shift = (draw(1, 1, 64, seed=seed) for seed in (2, 3, 4))
+    got = fused.gated_residual_norm_modulate(x, y, gate, scale, shift)
+    wanted = ops.gated_residual_norm_modulate(x, y, gate, scale, shift)
+    assert all(a.dtype == b.dtype and nmse(a, b) < 5e-5 for a, b in zip(got, wanted, strict=True))
 
 
 def test_int4_packing_is_undone_exactly() -> None:

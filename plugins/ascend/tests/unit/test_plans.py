@@ -61,6 +61,20 @@ def test_turbodiffusions_checkpoints_run_as_they_are_where_triton_is(registry: R
     assert kernels(made, "linear", "self") == {"triton-block128@w8a8-block128"}
 
 
+@pytest.mark.parametrize(("profile", "taken"), [("ascend910", "weight-quant-matmul@w4a8"), ("ascend950", "quant-matmul@w8a8")])
+def test_w4a8_goes_through_the_weight_quant_matmul_where_its_page_names_the_chip(
+    registry: Registry, profile: str, taken: str
+) -> None:
+    made = plan(registry, profile, "wan2.1-t2v-1.3b", linear=LinearRange(max="w4a8", min="w4a8"))
+    assert kernels(made, "linear", "self") == kernels(made, "linear", "ffn") == {taken}
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_fused_ops_without_a_page_are_used_only_where_asked(registry: Registry, asked: bool) -> None:
+    made = plan(registry, "ascend910", "tiny", *(["fused"] if asked else []))
+    assert kernels(made, "gelu_quant") == {"gelu-quant@bf16" if asked else "gelu@bf16"}
+
+
 def test_norms_hand_int8_tokens_to_the_linears(registry: Registry) -> None:
     made = plan(registry, "ascend910", "tiny")
     emitting = {row.op for row in made if row.emit == "int8-token"}

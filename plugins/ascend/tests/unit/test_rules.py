@@ -132,6 +132,19 @@ def test_triton_kernels_take_what_wan_asks_and_only_where_triton_is() -> None:
     assert "triton" not in make_device("Ascend310P3", features=ALL | {"triton-ascend"}).features
 
 
+def test_the_fused_norm_takes_one_modulation_for_all_tokens() -> None:
+    row = next(row for row in kernel_table() if row.name == "add-layer-norm")
+    x, one, each = (TensorSpec(shape, "bfloat16") for shape in ((1, 8, 64), (1, 1, 64), (1, 8, 64)))
+    device = make_device("Ascend910B3", features=ALL | {"fused"})
+
+    def reason(scale: TensorSpec) -> str | None:
+        call = Call(row.op, "here", "norm", {"x": x, "y": x, "gate": one, "scale": scale, "shift": scale})
+        return row.refusal(call, "bf16", device)
+
+    assert reason(one) is None
+    assert "512 values for 64 channels" in str(reason(each))
+
+
 def test_a_missing_vendor_op_is_named() -> None:
     row = next(row for row in kernel_table() if row.name == "block-sparse")
     bare = make_device("Ascend910B3", features=ALL - {"npu_block_sparse_attention"})

@@ -1,4 +1,4 @@
-"""Linear layers: int8 tokens by int8 channels, and int4 groups by 16-bit activations."""
+"""Linear layers: int8 tokens by int8 channels, and int4 groups by 16-bit or int8 activations."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from torch import Tensor
 from turbort.errors import InputError
 from turbort.quant.qtensor import QTensor
 from turbort_ascend.kernels.quant import tokens
+from turbort_ascend.soc import family_of
 
 npu: Any = torch.ops.npu
 GROUP = 128
 FRACTAL_NZ = 29
 NZ = "TURBORT_ASCEND_NZ"
-"""Set to 1 to keep int8 weights in the cube units' own layout. Off by default: nobody has timed it here."""
+"""Set to 1 to keep int8 weights in the cube units' own layout (A2, A3). Off by default: nobody has timed it here."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,31 @@ class Int4Weight:
 def pack_w8a8(weight: QTensor, bias: Tensor | None = None) -> Int8Weight:
     """From `int8-channel`: the transpose is a view, so packing copies nothing (unless NZ is asked for)."""
     values, scales = weight.values.t(), weight.scales.reshape(-1).to(torch.float32)
-    if os.environ.get(NZ) == "1" and values.device.type == "npu":
-        values = npu.npu_format_cast(values.contiguous(), FRACTAL_NZ)
-    return Int8Weight(values, scales)
+    return Int8Weight(fractal_nz(values.contiguous()) if _wants_nz(values) else values, scales)
 
 
-def pack_w4a16(weight: QTensor, bias: Tensor | None = None) -> Int4Weight:
+def _wants_nz(values: Tensor) -> bool:
+    """Whether NZ is asked for and the chip is one whose page recommends it: “推荐x2不转置直接转亲和format”."""
+    if os.environ.get(NZ) != "1" or values.device.type != "npu":
+        return False
+    family = family_of(torch.npu.get_device_name(values.device))  # type: ignore[attr-defined]
+    return family is not None and family.name in ("A2", "A3")
+
+
+def fractal_nz(values: Tensor) -> Tensor:
+    """`values` in FRACTAL_NZ. torch-npu keeps the plain layout, with a mere warning, unless internal formats are allowed."""
+    import torch_npu  # type: ignore[import-not-found,unused-ignore]
+
+    before = torch_npu._C._npu_getOption("ALLOW_INTERNAL_FORMAT")
+    torch.npu.config.allow_internal_format = True  # type: ignore[attr-defined]
+    try:
+        made: Tensor = npu.npu_format_cast(values, FRACTAL_NZ)
+    finally:
+        torch.npu.config.allow_internal_format = before == b"enable"  # type: ignore[attr-defined]
+    return made
+
+
+def pack_int4(weight: QTensor, bias: Tensor | None = None) -> Int4Weight:
     """From `int4-group128`. Scales are kept in float32 here and take the activation's dtype at the call."""
     codes = weight.values.t().contiguous().to(torch.int32)
     return Int4Weight(npu.npu_convert_weight_to_int4pack(codes), weight.scales.t().contiguous())
@@ -85,15 +105,20 @@ def linear_w8a8(
     return epilogue(y.view(*q.shape[:-1], y.shape[-1]), activation, residual, gate)
 
 
-def linear_w4a16(
-    x: Tensor, weight: Int4Weight, bias: Tensor | None = None, *,
+def linear_int4(
+    x: Tensor | QTensor, weight: Int4Weight, bias: Tensor | None = None, *,
     activation: str | None = None, residual: Tensor | None = None, gate: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`turbort.ops.linear` at w4a16: `npu_weight_quant_batchmatmul` with groups of 128 inputs.
+    """`turbort.ops.linear` at w4a16 and w4a8: `npu_weight_quant_batchmatmul` with groups of 128 inputs.
 
-    The op wants scales in x's dtype (rounding them is within the precision's budget), and a float32 bias for
-    bfloat16, a float16 bias for float16.
+    The op takes 16-bit activations only, so int8 tokens from a norm are widened first and a 16-bit x stays as it is: at
+    w4a8 the weights take half the memory of w8a8, and the products run on the 16-bit units. The op wants scales in x's dtype
+    (rounding them is within the precisions' budgets), and a float32 bias for bfloat16, a float16 bias for float16.
     """
+    if isinstance(x, QTensor):
+        if x.scheme != "int8-token":
+            raise InputError(f"an int4-group128 weight needs 16-bit or int8-token activations, not {x.scheme}")
+        x = x.dequantize(x.dtype)
     wide = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
     y = npu.npu_weight_quant_batchmatmul(
         x.reshape(-1, x.shape[-1]),

@@ -21,7 +21,12 @@ def tokens(x: Tensor) -> QTensor:
     of 1e-8 / 127 is put back on the scale, and the codes of such a row are multiplied by it.
     """
     values, scales = npu.npu_dynamic_quant(x.contiguous())
-    return QTensor("int8-token", values, scales.clamp_min(1e-8 / 127).unsqueeze(-1), x.dtype)
+    return floored(values, scales, x.dtype)
+
+
+def floored(values: Tensor, scales: Tensor, dtype: torch.dtype) -> QTensor:
+    """int8 [..., K] and one scale per row [...] as a QTensor whose scales have the reference's floor."""
+    return QTensor("int8-token", values, scales.clamp_min(1e-8 / 127).unsqueeze(-1), dtype)
 
 
 def emitted(y: Tensor, emit: str | None) -> Tensor | QTensor:

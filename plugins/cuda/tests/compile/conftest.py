@@ -1,13 +1,8 @@
-"""Offline compilation needs Triton, and no GPU. The modules here are imported by their folder."""
+"""Offline compilation needs Triton, and no GPU."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 collect_ignore: list[str] = []
 try:

@@ -6,19 +6,10 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed; `pip install triton` compiles without a GPU")
 
-import triton
-from kernels import Launch, launches
-from offline import Built, compile_for
-from turbort_cuda.arch import ARCHS
+from turbort_cuda.launches import launches
+from turbort_cuda.offline import GENERATIONS, build, check_targets, compile_for, fault
 
-GENERATIONS = (80, 86, 89, 90, 100, 120)
-RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
-
-
-def _build(launch: Launch, capability: int) -> Built:
-    return compile_for(
-        launch.kernel, capability, launch.arguments, launch.constants, num_warps=launch.warps, num_stages=launch.stages
-    )
+from turbort.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -26,20 +17,12 @@ def _build(launch: Launch, capability: int) -> Built:
 )
 def test_kernel_compiles_for(capability: int, name: str) -> None:
     launch = next(row for row in launches(capability) if row.name == name)
-    built = _build(launch, capability)
-    arch = ARCHS[capability]
-    assert built.shared <= arch.shared, f"{built.shared} bytes of shared memory, {arch.name} has {arch.shared}"
-    if launch.mma is None:
-        return
-    used = built.instructions()
-    if arch.mma == "tcgen05":
-        # Triton 3.6 gives sm_100 mma.sync for int8; 3.8 the tcgen05 one. Kernels whose left operand is made in registers,
-        # or whose tile has 64 rows, may use either.
-        assert used, "no matrix instruction at all"
-        if name in ("linear-fp8", "linear-int8") and (launch.mma != "s8" or RELEASE >= (3, 8)):
-            assert any(found.startswith("tcgen05") for found in used), used
-        return
-    assert f"{arch.mma} {launch.mma}" in used, f"wanted {arch.mma} {launch.mma}, found {used}"
+    assert fault(launch, capability, build(launch, capability)) is None
+
+
+def test_an_architecture_that_nobody_knows_is_named() -> None:
+    with pytest.raises(InputError, match="sm_77"):
+        list(check_targets(["sm_77"]))
 
 
 HOT = (
@@ -57,7 +40,7 @@ HOT = (
 @pytest.mark.parametrize("name", HOT)
 def test_hopper_products_stay_asynchronous(name: str) -> None:
     """ptxas serialises every wgmma of a kernel when accumulators are touched while a product is in flight, and says so."""
-    built = _build(next(row for row in launches(90) if row.name == name), 90)
+    built = build(next(row for row in launches(90) if row.name == name), 90)
     if built.notes is None:
         pytest.skip("this Triton wheel carries no ptxas")
     assert "serialized" not in built.notes, built.notes

@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="triton is not installed; `pip install trit
 from turbort_cuda.kernels import attention, kv, linear8, linear_bsq, norm, sla, vae
 
 from turbort import ops
-from turbort.ops.block_map import block_map
+from turbort.ops.block_map import block_map, tree_sum
 from turbort.ops.block_map import block_sums as reference_sums
 from turbort.quant.schemes import quantize
 
@@ -60,7 +60,9 @@ def test_block_sums_have_the_bits_of_the_reference(rows: int) -> None:
 def test_chosen_blocks_are_those_of_the_reference() -> None:
     draw = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, 900, 2, 128, generator=draw).bfloat16() for _ in range(2))
-    scores = sla.scores_of(kv.block_sums(q, 64)[0], kv.block_sums(k, 128)[0], (900, 900), (64, 128))
+    pooled = kv.finish_sums(kv.block_sums(k, 128)[0], None, 900, 128, pool=True)[2]
+    assert pooled is not None
+    scores = sla.scores_of(kv.block_sums(q, 64, means=True)[0], pooled)
     assert torch.equal(sla.choose(scores, 3), block_map(q, k, 0.4)[..., :3])
 
 
@@ -82,3 +84,16 @@ def test_upsampling_at_the_low_resolution() -> None:
     draw = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(shape, generator=draw) for shape in ((1, 8, 2, 5, 3), (4, 8, 3, 3), (4,)))
     assert _nmse(vae.vae_upsample(x, weight, bias), ops.vae_upsample(x, weight, bias)) < 1e-10
+
+
+@pytest.mark.parametrize("blocks", [16, 64, 11])
+def test_means_of_blocks_have_the_bits_of_the_reference(blocks: int) -> None:
+    """Powers of two are summed in the kernel, other numbers of blocks by torch; both in the reference's order."""
+    k = torch.randn(2, 64 * blocks - 13, 1, 64, generator=torch.Generator().manual_seed(0)) * 100
+    sums = kv.block_sums(k, 64)[0]
+    mean, _, pooled = kv.finish_sums(sums, None, k.shape[1], 64, pool=True)
+    want_sums, counts = reference_sums(k, 64)
+    want = tree_sum(want_sums, dim=1) / k.shape[1]
+    assert torch.equal(mean.view(2, 1, 64), want)
+    assert pooled is not None
+    assert torch.equal(pooled, want_sums / counts - want.unsqueeze(1))

@@ -172,3 +172,23 @@ def test_plan_for_a_3090(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_only_the_pool_strategy_makes_a_pool() -> None:
     with Cuda().pool(card(90), "native") as nothing:
         assert nothing is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "name", "memory", "profile"),
+    [
+        (90, "NVIDIA H100 80GB HBM3", 80 << 30, "h100"),
+        (90, "NVIDIA H200", 141 << 30, "h200"),
+        (86, "NVIDIA GeForce RTX 3090", 24 << 30, "rtx3090"),
+        (80, "NVIDIA A100-SXM4-80GB", 80 << 30, "a100"),
+    ],
+)
+def test_a_card_is_used_with_its_own_profile_unasked(
+    monkeypatch: pytest.MonkeyPatch, capability: int, name: str, memory: int, profile: str
+) -> None:
+    from turbort.cli.choose import choose
+
+    monkeypatch.setattr(Cuda, "probe", lambda self: [card(capability, name, memory)])
+    found = choose(None, None)
+    assert (found.profile.name, found.target.backend, found.target.device.name) == (profile, "cuda", name)
+    assert not found.target.rehearsal

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from turbort_cuda import tuning
+from turbort_cuda import tune, tuning, variants
 from turbort_cuda.arch import ARCHS
 from turbort_cuda.configs import TABLES, row, shape_class
 
@@ -58,3 +58,25 @@ def test_a_broken_file_is_reported_and_ignored(tuning_file: Path, caplog: pytest
     with caplog.at_level(logging.WARNING, "turbort"):
         assert tuning.pick("linear8", 90, "wide") == row("linear8", 90, "wide")
     assert str(tuning_file) in caplog.text
+
+
+def test_the_fastest_configuration_that_runs_is_kept(tuning_file: Path) -> None:
+    """`clock` stands in for the card: 3 ms for stages=3, 2 ms for stages=2, and stages=9 does not fit."""
+
+    def call(config: dict[str, int]) -> int:
+        if config["stages"] == 9:
+            raise RuntimeError("out of resource: shared memory\nHint: fewer stages")
+        return config["stages"]
+
+    contest = tune.Contest("attention", "dense-int8", 1.0, ({"stages": 3}, {"stages": 9}, {"stages": 2}), call)
+    trials = list(tune.run(contest, arch="sm_90", clock=lambda run: float(run())))
+    assert [trial.ms for trial in trials] == [3.0, None, 2.0, 2.0]
+    assert trials[1].problem == "RuntimeError: out of resource: shared memory"
+    assert tuning.pick("attention", 90, "dense-int8")["stages"] == 2
+    assert tuning.pick("attention", 90, "dense-int8-fp8") == row("attention", 90, "dense")
+
+
+def test_every_variant_is_known_to_its_kernel() -> None:
+    for table, rows in (("linear8", variants.linears()), ("attention", variants.dense()), ("attention", variants.sparse())):
+        known = {*row(table, 90, "wide" if table == "linear8" else "dense"), "ahead", "flatten", "per_sm"}
+        assert all(set(config) <= known for config in rows)

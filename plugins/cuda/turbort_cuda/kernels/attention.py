@@ -20,7 +20,7 @@ from torch import Tensor
 from turbort.errors import unknown
 from turbort.precision import ATTENTION
 from turbort_cuda.kernels.common import FLOOR, nearest_int8
-from turbort_cuda.kernels.kv import Prepared, prepare
+from turbort_cuda.kernels.kv import Prepared, feature_map, prepare
 from turbort_cuda.launch import capability, describable, descriptor, on
 from turbort_cuda.tuning import pick
 
@@ -159,19 +159,18 @@ def attention_kernel(
     acc, total, top = absorb(
         acc, total, top, s, factor, v, k_scales, last, LK, bh, blocks, stride_vl, BLOCK_N, D, INT8, FP8, TMA, True
     )
-    y = acc / total[:, None]
+    y = acc * (1.0 / total)[:, None]
     if FP8:
         y = y * tl.load(v_scales + bh * D + cols)[None, :]
     if LINEAR:
         kind: tl.constexpr = out.dtype.element_ty
         # Read again rather than kept: the tile would occupy registers through the whole loop.
         full = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-        power = tl.exp(full - tl.max(full, axis=1)[:, None])
-        feature = power / tl.sum(power, axis=1)[:, None]
+        feature = feature_map(full)
         weight = tl.sum(feature * tl.load(totals + bh * D + cols)[None, :], axis=1)
         square = cols[:, None] * D + cols[None, :]
         mixed = tl.dot(feature.to(kind), tl.load(state + bh.to(tl.int64) * (D * D) + square))
-        mixed = (mixed / (weight + 1e-5)[:, None]).to(kind)
+        mixed = (mixed * (1.0 / (weight + 1e-5))[:, None]).to(kind)
         line = tl.dot(mixed, tl.trans(tl.load(proj + square))) + tl.load(proj_bias + cols).to(tl.float32)[None, :]
         y = y.to(kind).to(tl.float32) + line.to(kind).to(tl.float32)
     target = out + ((batch * LQ + rows)[:, None] * H + head) * D + cols[None, :]
@@ -223,6 +222,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, precision: str | None = None, 
     if precision not in (None, *ATTENTION):
         raise unknown("attention precision", str(precision), ATTENTION)
     q, k, v = map(inner_contiguous, (q, k, v))
-    chosen = dict(config or pick("attention", capability(q.device), "dense"))
+    chosen = dict(config or pick("attention", capability(q.device), f"dense-{precision}"))
     ready = prepare(k, v, chosen["BLOCK_N"], int8=precision is not None, fp8=precision == "int8-fp8", linear=False)
     return launch(q, k, v, ready, chosen)

@@ -1,7 +1,7 @@
 """Sparse-linear attention: block map, block-sparse attention by look-up table, linear branch and projection.
 
-Five launches and three small reductions: sums of q blocks, sums of k blocks (and max |v|), scores (one float32 matmul), choice
-of blocks, preparation of k and v, and one attention kernel whose end adds the projected linear branch.
+Eight launches: sums of k blocks (and max |v|), their mean and scales, preparation of k and v, the linear state's sum, means of q
+blocks, scores (one float32 matmul), choice of blocks, and one attention kernel whose end adds the projected linear branch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from turbort.errors import InputError, unknown
-from turbort.ops.block_map import chosen_blocks, tree_sum
+from turbort.ops.block_map import chosen_blocks
 from turbort.precision import ATTENTION
 from turbort_cuda.kernels.attention import inner_contiguous, launch
 from turbort_cuda.kernels.kv import block_sums, prepare
@@ -55,19 +55,9 @@ def choose(scores: Tensor, count: int) -> Tensor:
     return lut
 
 
-def scores_of(
-    q_sums: Tensor, k_sums: Tensor, lengths: tuple[int, int], block: tuple[int, int], k_mean: Tensor | None = None
-) -> Tensor:
-    """Pooled scores float32 [B, H, nq, nk] from block sums [B, n, H, d]: the arithmetic of `turbort.ops.block_map`."""
-    q_pool = q_sums / _counts(q_sums, lengths[0], block[0])
-    k_mean = tree_sum(k_sums, dim=1) / lengths[1] if k_mean is None else k_mean
-    k_pool = k_sums / _counts(k_sums, lengths[1], block[1]) - k_mean.unsqueeze(1)
-    return q_pool.transpose(1, 2) @ k_pool.permute(0, 2, 3, 1)
-
-
-def _counts(sums: Tensor, length: int, size: int) -> Tensor:
-    starts = torch.arange(sums.shape[1], device=sums.device) * size
-    return (length - starts).clamp_max(size).to(torch.float32).view(-1, 1, 1)
+def scores_of(q_means: Tensor, pooled: Tensor) -> Tensor:
+    """Pooled scores float32 [B, H, nq, nk] from block means [B, n, H, d]: the arithmetic of `turbort.ops.block_map`."""
+    return q_means.transpose(1, 2) @ pooled.permute(0, 2, 3, 1)
 
 
 def sla_attention(
@@ -88,10 +78,15 @@ def sla_attention(
     if not 0.0 < topk <= 1.0:
         raise InputError(f"topk {topk} is outside (0, 1]", fix="give the share of key blocks to keep, such as 0.1")
     q, k, v = map(inner_contiguous, (q, k, v))
-    chosen = {**pick("attention", capability(q.device), "sparse"), **(config or {}), "BLOCK_M": block[0], "BLOCK_N": block[1]}
+    chosen = {
+        **pick("attention", capability(q.device), f"sparse-{block[0]}x{block[1]}"),
+        **(config or {}),
+        "BLOCK_M": block[0],
+        "BLOCK_N": block[1],
+    }
     ready = prepare(k, v, block[1], int8=precision is not None, fp8=precision == "int8-fp8", linear=True)
-    assert ready.k_sums is not None  # `linear=True` always makes them
-    scores = scores_of(block_sums(q, block[0])[0], ready.k_sums, (q.shape[1], k.shape[1]), block, ready.k_mean)
+    assert ready.pooled is not None  # `linear=True` always makes them
+    scores = scores_of(block_sums(q, block[0], means=True)[0], ready.pooled)
     lut = choose(scores, chosen_blocks(topk, scores.shape[-1]))
     weight, bias = (t.to(q.dtype).contiguous() for t in (proj_weight, proj_bias))
     return launch(q, k, v, ready, chosen, lut=lut, proj=weight, proj_bias=bias)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 import torch
 from turbort_tpu.aot.inspect import Dots, dots
-from turbort_tpu.jax_executor.convert import to_jax, to_torch
+from turbort_tpu.bridge.convert import to_jax, to_torch
 from turbort_tpu.kernels import attention as dense
 from turbort_tpu.kernels import sla
 from turbort_tpu.kernels.block_map import block_map

@@ -1,4 +1,4 @@
-"""Attention over several devices gives what one gives."""
+"""Attention and batches over several devices give what one gives."""
 
 import os
 import subprocess
@@ -23,9 +23,15 @@ print(float(jnp.abs(got.astype(jnp.float32) - want.astype(jnp.float32)).max()))
 """
 
 
+def spread_over_four(program, **variables):
+    """Run a program in a process that sees four CPU devices."""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, **flags, **variables}
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=600)
+
+
 def test_four_devices_agree_with_one():
-    flags = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": os.pathsep.join(sys.path)}
-    answer = subprocess.run([sys.executable, "-c", _FOUR], capture_output=True, text=True, env=flags, timeout=600, check=False)
+    answer = spread_over_four(_FOUR)
     assert answer.returncode == 0, answer.stderr[-2000:]
     assert float(answer.stdout.split()[-1]) < 1e-2
 
@@ -41,3 +47,46 @@ def test_chips_must_divide_the_heads():
     x = jax.ShapeDtypeStruct((1, 64, 12, 128), jnp.bfloat16)
     with pytest.raises(InputError, match="12 heads"):
         spread_attention(Mesh(), x, x, x, int8=True)
+
+
+_BATCH = """
+import torch
+from tests.step_models import bound, error, inputs, tiny, weights
+from turbort.registry import Registry
+spec, registry = tiny(None), Registry()
+model, _ = bound(spec, "tpu", registry, weights(spec))
+x, t, text = inputs(spec, batch=4)
+t = torch.tensor([100.0, 500.0, 500.0, 900.0])
+with torch.inference_mode():
+    context = model.encode_text(text)
+    step = registry.backend("tpu").compile_step(model, registry.devices("tpu")[0])
+    print(len(next(iter([step(x, t, context)]))), error(step(x, t, context), model(x, t, context)))
+    program = next(iter(step._programs.values()))
+    assert len(program.placed(x).sharding.device_set) == 4
+    assert "all-to-all" not in program.run.as_text() and "all-gather" not in program.run.as_text()
+"""
+
+
+def test_a_batch_over_four_devices_gives_what_one_gives():
+    answer = spread_over_four(_BATCH, TURBORT_TPU_CHIPS="4")
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    count, difference = answer.stdout.split()[-2:]
+    assert int(count) == 4
+    assert float(difference) < 1e-3
+
+
+def test_chips_must_divide_the_batch():
+    from turbort_tpu.jax_executor.spread import Spread
+
+    with pytest.raises(InputError, match="2 chips do not divide a batch of 3") as caught:
+        Spread.over([None, None], 3)
+    assert "multiple of 2" in caught.value.fix
+
+
+def test_chips_that_are_not_there(monkeypatch):
+    from turbort_tpu.jax_executor.spread import CHIPS, asked
+
+    for text in ("0", "99", "two"):
+        monkeypatch.setenv(CHIPS, text)
+        with pytest.raises(InputError, match=text):
+            asked()

@@ -2,7 +2,7 @@
 
 import pytest
 import turbort_tpu
-from turbort_tpu import fit, probe
+from turbort_tpu import executors, fit, probe
 from turbort_tpu.backend import Tpu
 from turbort_tpu.generations import GENERATIONS, GIB, by_kind
 from turbort_tpu.table import tpu_kernels
@@ -78,7 +78,7 @@ def test_no_tpu_says_what_to_do(tmp_path):
 
 
 def test_a_chip_without_packages_names_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "find_spec", lambda name: None)
+    monkeypatch.setattr(executors, "find_spec", lambda name: None)
     found = probe.find(pci(tmp_path, (probe.VENDOR, "0x0063"), (probe.VENDOR, "0x0063")))
     assert isinstance(found, Unavailable)
     assert "2 x TPU v5e" in found.reason
@@ -87,7 +87,7 @@ def test_a_chip_without_packages_names_them(tmp_path, monkeypatch):
 
 
 def test_chips_become_devices(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "find_spec", lambda name: object())
+    monkeypatch.setattr(executors, "find_spec", lambda name: object())
     found = probe.find(pci(tmp_path, (probe.VENDOR, "0x006f"), (probe.VENDOR, "0xffff")))
     assert [(device.arch, device.memory) for device in found] == [("v6e", int(31.25 * GIB))]
 

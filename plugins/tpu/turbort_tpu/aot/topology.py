@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from typing import Any
 
 from turbort.errors import UnavailableError
+from turbort_tpu.executors import WAYS
 from turbort_tpu.generations import GENERATIONS
-from turbort_tpu.probe import INSTALL
 
 # Without the first, libtpu asks the metadata server of a cloud machine for minutes; without the second a second process
 # aborts on libtpu's lock file; the rest answers what it would otherwise ask for, and keeps it quiet.
@@ -25,9 +24,9 @@ ENVIRONMENT = {
 
 def require() -> None:
     """UnavailableError when jax or libtpu is missing."""
-    missing = [name for name in ("jax", "libtpu") if find_spec(name) is None]
-    if missing:
-        raise UnavailableError(f"compiling for TPUs needs {' and '.join(missing)}, which cannot be imported", fix=INSTALL)
+    way = WAYS["jax"]
+    if missing := way.missing(emulated=False):
+        raise UnavailableError(f"compiling for TPUs needs {' and '.join(missing)}, which cannot be imported", fix=way.install)
 
 
 def prepare() -> None:

@@ -22,7 +22,7 @@ from turbort.registry import Registry
 from turbort_tpu import fit
 from turbort_tpu.aot.inspect import dots, vmem
 from turbort_tpu.aot.topology import On
-from turbort_tpu.jax_executor.convert import spec_of
+from turbort_tpu.bridge.convert import spec_of
 from turbort_tpu.jax_executor.step import Program, trace
 from turbort_tpu.kernels.common import pallas
 

@@ -12,7 +12,7 @@ import torch
 from jax import Array
 
 from turbort.errors import TurbortError
-from turbort_tpu.jax_executor.convert import JAX_DTYPES
+from turbort_tpu.bridge.convert import JAX_DTYPES
 from turbort_tpu.kernels.attention import attention
 
 aten = torch.ops.aten

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import torch
-from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
+from jax.sharding import NamedSharding
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from turbort.op import Slot, slots
+from turbort_tpu.bridge.convert import spec_of, to_jax, to_torch
+from turbort_tpu.bridge.executor import OnPeak
+from turbort_tpu.bridge.trace import count_calls, key_of, shapes_of, tensors_of
+from turbort_tpu.bridge.trace import trace as trace_graph
 from turbort_tpu.jax_executor import runtime
 from turbort_tpu.jax_executor.aten import lookup
-from turbort_tpu.jax_executor.convert import spec_of, to_jax, to_torch
 from turbort_tpu.jax_executor.site import Site, tracing
+from turbort_tpu.jax_executor.spread import Spread, spread_of
 
 log = logging.getLogger("turbort")
 
@@ -72,42 +74,21 @@ def trace(
 ) -> tuple[Program, dict[str, Tensor], list[Tensor]]:
     """The step at these shapes, the model's own tensors by name, and the tensors among the arguments.
 
-    Nothing is computed: torch follows fake tensors through the model, and slots leave their JAX function in the trace.
+    Slots leave their JAX function in the trace.
     """
-    parameters = dict(step.named_parameters()) | dict(step.named_buffers()) if isinstance(step, nn.Module) else {}
-    leaves, form = pytree.tree_flatten((args, kwargs))
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    structure: list[pytree.TreeSpec] = []
-
-    def run(own: list[Tensor], given: list[Tensor]) -> list[Tensor]:
-        filled = list(leaves)
-        for place, tensor in zip(places, given, strict=True):
-            filled[place] = tensor
-        arguments, named = pytree.tree_unflatten(filled, form)
-        if isinstance(step, nn.Module):
-            result = torch.func.functional_call(step, dict(zip(parameters, own, strict=True)), arguments, named)
-        else:
-            result = step(*arguments, **named)
-        flat, spec = pytree.tree_flatten(result)
-        structure.append(spec)
-        return flat
-
-    inputs = [leaves[place] for place in places]
-    before = _counts(step)
-    with torch.no_grad(), _own_caches(step), tracing() as sites:
-        graph = make_fx(run, tracing_mode="fake", _allow_non_fake_inputs=True)(list(parameters.values()), inputs)
-    after = _counts(step)
-    calls = {path: after[path] - before[path] for path in after}
-    return Program(graph, sites, structure[0], calls), parameters, inputs
+    with tracing() as sites:
+        found = trace_graph(step, args, kwargs)
+    return Program(found.graph, sites, found.structure, found.calls), found.parameters, tensors_of(args, kwargs)
 
 
 class CompiledStep:
     """Calls a step as one compiled program; compiles anew for every new set of shapes, dtypes and plain values."""
 
-    def __init__(self, step: Callable[..., Any], on_peak: Callable[[int], None] = lambda size: None) -> None:
+    def __init__(self, step: Callable[..., Any], on_peak: OnPeak = lambda size: None) -> None:
         self._step = step
         self._on_peak = on_peak
         self._programs: dict[Any, _Loaded] = {}
+        self._arrays: list[Any] | None = None
 
     @property
     def compiled(self) -> int:
@@ -115,70 +96,56 @@ class CompiledStep:
         return len(self._programs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        leaves, form = pytree.tree_flatten((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        key = (form, tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else x for x in leaves))
+        key = key_of(args, kwargs)
         if key not in self._programs:
             self._programs[key] = self._load(args, kwargs)
         loaded = self._programs[key]
-        outputs = loaded.run(*loaded.held, [to_jax(tensor) for tensor in tensors])
-        for path, slot in _slots(self._step).items():
-            slot.calls += loaded.program.calls[path]
+        outputs = loaded.run(*loaded.held, [loaded.placed(tensor) for tensor in tensors_of(args, kwargs)])
+        count_calls(self._step, loaded.program.calls)
         return pytree.tree_unflatten([to_torch(array) for array in outputs], loaded.program.structure)
 
     def _load(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Loaded:
         runtime.start()
         started = time.perf_counter()
-        log.info("compiling the step for %s", ", ".join(_shapes(args)))
-        program, parameters, inputs = trace(self._step, args, kwargs)
-        for path, slot in _slots(self._step).items():
-            slot.calls -= program.calls[path]  # tracing is not running
-        if not self._programs:
+        whole = tensors_of(args, kwargs)
+        spread = spread_of(whole)
+        chips = f" over {spread.mesh.size} chips" if spread else ""
+        log.info("compiling the step for %s%s", shapes_of(args), chips)
+        if spread:
+            args, kwargs = pytree.tree_map_only(Tensor, spread.share, (args, kwargs))
+        program, parameters, _ = trace(self._step, args, kwargs)
+        if self._arrays is None:
             self._arrays = [to_jax(tensor) for tensor in parameters.values()]
         constants = {name: to_jax(tensor) for name, tensor in program.constants.items()}
-        held = (program.weights, constants, self._arrays)
-        compiled = jax.jit(program).lower(*held, [spec_of(tensor) for tensor in inputs]).compile()
-        peak = getattr(compiled.memory_analysis(), "peak_memory_in_bytes", 0) or 0
+        held: Any = (program.weights, constants, self._arrays)
+        if spread:
+            held = spread.placed(held)
+        loaded = _Loaded(program, held, spread)
+        run = spread.wrap(program, whole) if spread else program
+        loaded.run = jax.jit(run).lower(*held, [loaded.shape(tensor) for tensor in whole]).compile()
+        peak = getattr(loaded.run.memory_analysis(), "peak_memory_in_bytes", 0) or 0
         self._on_peak(peak)
         log.info("compiled in %.1f s, peak %.2f GiB by the compiler's own account", time.perf_counter() - started, peak / 2**30)
-        return _Loaded(program, compiled, held)
+        return loaded
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Loaded:
     program: Program
-    run: Callable[..., list[Any]]
     held: tuple[Any, ...]
+    spread: Spread | None
+    run: Any = None
 
+    def placed(self, tensor: Tensor) -> Any:
+        """An argument where the program wants it."""
+        array = to_jax(tensor)
+        return self.spread.placed(array, self.spread.spec(tensor)) if self.spread else array
 
-def _slots(step: Any) -> dict[str, Slot]:
-    return dict(slots(step)) if isinstance(step, nn.Module) else {}
-
-
-def _counts(step: Any) -> dict[str, int]:
-    return {path: slot.calls for path, slot in _slots(step).items()}
-
-
-def _shapes(args: tuple[Any, ...]) -> Iterator[str]:
-    for value in args:
-        if isinstance(value, Tensor):
-            yield "x".join(map(str, value.shape)) or "a scalar"
-
-
-@contextmanager
-def _own_caches(step: Any) -> Iterator[None]:
-    """Give modules empty dictionaries for what they remember, and the old ones back: fake tensors must not stay."""
-    ours = vars(nn.Module())
-    kept = [
-        (module, name, value)
-        for module in (step.modules() if isinstance(step, nn.Module) else ())
-        for name, value in vars(module).items()
-        if type(value) is dict and name not in ours
-    ]
-    for module, name, _ in kept:
-        vars(module)[name] = {}
-    try:
-        yield
-    finally:
-        for module, name, value in kept:
-            vars(module)[name] = value
+    def shape(self, tensor: Tensor) -> Any:
+        """The same without values."""
+        found = spec_of(tensor)
+        if self.spread is None:
+            return found
+        return jax.ShapeDtypeStruct(
+            found.shape, found.dtype, sharding=NamedSharding(self.spread.mesh, self.spread.spec(tensor))
+        )

@@ -14,7 +14,7 @@ from pathlib import Path
 from turbort_ascend.build import cache_folder, shared_library
 
 HERE = Path(__file__).resolve().parent
-EMPTY = ("libge_runner.so", "libgraph.so", "libhccl.so", "libacl_tdt_channel.so", "libfmk_parser.so", "libascend_protobuf.so")
+EMPTY = ("libge_runner.so", "libgraph.so", "libacl_tdt_channel.so", "libfmk_parser.so", "libascend_protobuf.so")
 QUIET = ("Msprof", "aclAppLog", "aclmdl", "aclopSet")
 """Unimplemented functions that may be called for nothing; every other one prints its name and fails."""
 
@@ -45,6 +45,7 @@ def load() -> None:
     libraries = [
         shared_library("libascendcl.so", [*own, _stubs(own)], include=headers, flags=["-w", "-lpthread"]),
         shared_library("libacl_op_compiler.so", [HERE / "compiler.c"], include=headers, flags=["-w"]),
+        shared_library("libhccl.so", [HERE / "hccl.c"], include=[_hccl_types().parent, *headers], flags=["-w", "-lrt"]),
         *(shared_library(name, [_written(f"{name}.c", f"int {name.partition('.')[0]}_is_empty;\n")]) for name in EMPTY),
         shared_library("libopapi.so", [_recorder()], flags=["-w"]),
     ]
@@ -72,6 +73,13 @@ def _written(name: str, text: str) -> Path:
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
     return path
+
+
+def _hccl_types() -> Path:
+    """The wheel's hccl_types.h for a C compiler: it sizes arrays by C++ constants, and names a union without `union`."""
+    text = (package() / "include/third_party/hccl/inc/hccl/hccl_types.h").read_text(encoding="utf-8")
+    text = re.sub(r"const u?int\d+_t (\w+) = +(\w+);", r"enum { \1 = \2 };", text)
+    return _written("hccl_types_c.h", text + "\ntypedef union HcclConfigValue HcclConfigValue;\n")
 
 
 def _stubs(sources: list[Path]) -> Path:

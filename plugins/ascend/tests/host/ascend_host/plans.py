@@ -31,7 +31,7 @@ PROFILES: Mapping[str, str] = {
     "Ascend310P3": "ascend310p",
     "Ascend950PR_9589": "ascend950",
 }
-NO_META = ("w4a16",)
+NO_META = ("w4a16", "w4a8")
 """Precisions whose packing torch-npu has no Meta kernel for (`npu_convert_weight_to_int4pack`)."""
 
 
@@ -92,9 +92,10 @@ def asked(model: str, device: Device, *, sla: bool = True) -> list[Asked]:
 def one_of_each(device: Device) -> list[Asked]:
     """Every kernel and precision that the device can have, on the first of its op's samples that it takes.
 
-    Plans use the best kernel only; this also shows what the others ask.
+    Plans use the best kernel only; this also shows what the others ask, and what they ask when they hand over codes.
     """
     found = []
+    device = replace(device, features=device.features | {"fused"})
     for kernel in registry().kernels("ascend"):
         spec = registry().ops[kernel.op]
         for precision in kernel.precisions if not kernel.requires - device.features else ():
@@ -105,6 +106,7 @@ def one_of_each(device: Device) -> list[Asked]:
                 if kernel.refusal(call, precision, device) is None and call["emit"] in (None, *kernel.emits):
                     choice = Choice(sample.id, kernel.op, "one of each", precision, f"ascend/{kernel.name}")
                     found.append(Asked(call, choice, False, 1))
+                    found += [Asked(call, replace(choice, emit=scheme), False, 1) for scheme in kernel.emits]
                     break
     return found
 
@@ -150,8 +152,29 @@ def form(output: Any) -> list[str]:
     return [line for part in output for line in form(part)]
 
 
+def packed_nz(device: Device) -> Iterator[str]:
+    """What a w8a8 linear asks when its weight is kept in FRACTAL_NZ: the cast, then the product."""
+    import os
+
+    from turbort_ascend.kernels import linear
+
+    before = os.environ.get(linear.NZ)
+    os.environ[linear.NZ] = "1"
+    try:
+        weight = _quantised(TensorSpec((8960, 1536), "bfloat16"), "int8-channel", device.torch_name)
+        x = _quantised(TensorSpec((1, 32760, 1536), "bfloat16"), "int8-token", device.torch_name)
+        with recorded() as lines:
+            linear.linear_w8a8(x, linear.pack_w8a8(weight))
+    finally:
+        os.environ.pop(linear.NZ) if before is None else os.environ.update({linear.NZ: before})
+    yield from lines
+
+
 def transcript(model: str, device: Device) -> Iterator[str]:
     """What each distinct call of the plan asks of the device: the golden file of one model on one chip."""
+    if model == "w8a8-nz":
+        yield from packed_nz(device)
+        return
     for one in one_of_each(device) if model == "one-of-each" else asked(model, device):
         wanted = form(perform(one, "meta")) if one.choice.precision not in NO_META else None
         with recorded() as lines:

@@ -43,6 +43,33 @@ def npu_dynamic_quant(x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
 
 
 @reference
+def npu_gelu_quant(
+    x: Tensor, *, approximate: str = "none", quant_mode: str = "dynamic", dst_type: Any = None, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """GELU in float32, then as `npu_dynamic_quant`."""
+    _only(options, round_mode="rint")
+    if quant_mode != "dynamic" or dst_type not in (1, torch.int8):
+        raise RuntimeError(f"this reference knows dynamic int8, not {quant_mode} {dst_type}")
+    wide = torch.nn.functional.gelu(x.to(torch.float32), approximate=approximate)
+    scale = wide.abs().amax(-1) / 127.0
+    return (wide / scale.unsqueeze(-1)).nan_to_num(0.0).round().clamp(-128, 127).to(torch.int8), scale
+
+
+@reference
+def npu_add_layer_norm(
+    x1: Tensor, x2: Tensor, gamma: Tensor, beta: Tensor, epsilon: float = 1e-5, additional_output: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """LayerNorm of x1 + x2 with mean and 1 / deviation, and the sum."""
+    if x1.dtype != x2.dtype or gamma.dtype != beta.dtype:
+        raise RuntimeError(f"x1 {x1.dtype} and x2 {x2.dtype}, gamma {gamma.dtype} and beta {beta.dtype} must agree")
+    total = x1.to(torch.float32) + x2.to(torch.float32)
+    mean = total.mean(-1, keepdim=True)
+    rstd = torch.rsqrt((total - mean).square().mean(-1, keepdim=True) + epsilon)
+    y = (total - mean) * rstd * gamma.to(torch.float32) + beta.to(torch.float32)
+    return y.to(x1.dtype), mean, rstd, total.to(x1.dtype)
+
+
+@reference
 def npu_quant_matmul(
     x1: Tensor,
     x2: Tensor,

@@ -10,13 +10,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from turbort.errors import InputError
-from turbort_tpu.jax_executor.pack import FloatWeight, ScaledWeight
-from turbort_tpu.jax_executor.site import Codes, jax_op
+from turbort_tpu.bridge.call import Codes, jax_op
+from turbort_tpu.bridge.executor import active
+from turbort_tpu.bridge.pack import FloatWeight, ScaledWeight
 from turbort_tpu.kernels import attention as dense
 from turbort_tpu.kernels import matmul, plain, rope, rows, sla
 from turbort_tpu.kernels.common import pad_to
 
 Size3 = tuple[int, int, int]
+active()  # a plan that loads these kernels next moves tensors to the executor's device, which must exist by then
 
 
 @jax_op

@@ -1,18 +1,29 @@
-"""Compiling a Triton kernel for a GPU that is not here, and reading what came out."""
+"""Compiling Triton kernels for GPUs that are not here, and judging what came out: `turbort check cuda --targets all`."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from turbort.errors import unknown
+from turbort_cuda.arch import ARCHS
+from turbort_cuda.launches import Launch, launches
+
+GENERATIONS = (80, 86, 89, 90, 100, 120)
+RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
 
 MMA = {
     "tcgen05": r"tcgen05\.mma",
@@ -68,12 +79,64 @@ def compile_for(
     return Built(built.asm["ptx"], built.metadata.shared, *_resources(built.asm["cubin"]), _notes(built.asm["ptx"], capability))
 
 
+def fault(launch: Launch, capability: int, built: Built) -> str | None:
+    """What is wrong with a compiled kernel: too much shared memory, or another matrix instruction than the one meant there."""
+    arch = ARCHS[capability]
+    if built.shared > arch.shared:
+        return f"{built.shared} bytes of shared memory, {arch.name} has {arch.shared}"
+    if launch.mma is None:
+        return None
+    used = built.instructions()
+    if arch.mma != "tcgen05":
+        wanted = f"{arch.mma} {launch.mma}"
+        return None if wanted in used else f"wanted {wanted}, found {', '.join(sorted(used)) or 'none'}"
+    # Triton 3.6 gives sm_100 mma.sync for int8; 3.8 the tcgen05 one. Kernels whose left operand is made in registers,
+    # or whose tile has 64 rows, may use either.
+    meant = launch.name in ("linear-fp8", "linear-int8") and (launch.mma != "s8" or RELEASE >= (3, 8))
+    if meant and not any(found.startswith("tcgen05") for found in used):
+        return f"wanted tcgen05, found {', '.join(sorted(used)) or 'none'}"
+    return None if used else "no matrix instruction at all"
+
+
+def build(launch: Launch, capability: int) -> Built:
+    """A launch compiled for one architecture."""
+    return compile_for(
+        launch.kernel, capability, launch.arguments, launch.constants, num_warps=launch.warps, num_stages=launch.stages
+    )
+
+
+def check_targets(targets: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One row per architecture (`sm_90`) and kernel, compiled on every core; nothing runs. InputError for an unknown name."""
+    known = {ARCHS[capability].name: capability for capability in GENERATIONS}
+    for name in targets:
+        if name not in known:
+            raise unknown("architecture", name, known)
+    work = [(known[name], launch.name) for name in targets for launch in launches(known[name])]
+    with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_checked, work)
+
+
+def _checked(work: tuple[int, str]) -> dict[str, Any]:
+    capability, name = work
+    started = time.perf_counter()
+    launch = next(row for row in launches(capability) if row.name == name)
+    row: dict[str, Any] = {"target": ARCHS[capability].name, "case": name}
+    try:
+        built = build(launch, capability)
+    except Exception as error:  # noqa: BLE001 - the compiler may fail in any way, and every kernel is to be judged
+        text = str(error).strip().splitlines() or [""]
+        return {**row, "ok": False, "detail": f"{type(error).__name__}: {text[-1][:200]}"}
+    wrong = fault(launch, capability, built)
+    found = ", ".join(sorted(built.instructions()))
+    return {**row, "ok": wrong is None, "seconds": round(time.perf_counter() - started, 1), "detail": wrong or found}
+
+
 def _tool(name: str) -> Path | None:
     path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     return path if path.exists() else None
 
 
-def _notes(ptx: str, capability: int) -> str | None:
+def _notes(ptx: str, capability: int | str) -> str | None:
     """What ptxas says of spills and serialised products on Hopper."""
     tool = _tool("ptxas") if capability == 90 else None
     if tool is None:

@@ -1,4 +1,4 @@
-"""One representative launch per kernel and architecture: the types and constants that a launch there would specialise to."""
+"""One representative launch per kernel and architecture, as data: the types and constants that a launch there specialises to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import triton.language as tl
+
 from turbort_cuda.configs import row
 from turbort_cuda.kernels import (
     attention,
@@ -190,7 +191,7 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
         "kv-sums",
         kv.sums_kernel,
         {"x": "*bf16", "v": "*bf16", "sums": "*fp32", "tops": "*fp32", "L": INT, "H": INT, "blocks": INT, **strides},
-        {"ROWS": 128, "D": 128, "TOPS": True},
+        {"ROWS": 128, "D": 128, "TOPS": True, "MEANS": False},
         4,
         2,
     )
@@ -211,6 +212,22 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
         "per_chunk": INT,
         **strides,
     }
+    yield Launch(
+        "kv-finish-sums",
+        kv.finish_sums_kernel,
+        {**dict.fromkeys(("sums", "tops", "mean", "v_scale", "pooled"), "*fp32"), **dict.fromkeys(("L", "H", "blocks"), INT)},
+        {"ROWS": 128, "COUNT": 256, "D": 128, "WIDTH": 32, "MEAN": True, "TOPS": True, "POOL": True},
+        8,
+        3,
+    )
+    yield Launch(
+        "kv-finish-state",
+        kv.finish_state_kernel,
+        {"partial": "*fp32", "partial_totals": "*fp32", "state": "*bf16", "totals": "*fp32", "chunks": INT},
+        {"D": 128, "PART": 1024},
+        4,
+        3,
+    )
     c = row("prepare", capability, "wide")
     constants = {"ROWS": 128, "D": 128, "INT8": True, "FP8": fp8, "LINEAR": True}
     yield Launch("kv-prepare", kv.prepare_kernel, arguments, constants, c["warps"], c["stages"], "bf16")

@@ -1,4 +1,4 @@
-"""Weights as the kernels want them: JAX arrays on the device, padded once."""
+"""Weights as the kernels want them, padded once and held by the executor in use."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import torch
+from torch import Tensor
 
 from turbort.errors import InputError
 from turbort.quant.qtensor import QTensor
-from turbort_tpu.jax_executor.convert import to_jax
-from turbort_tpu.kernels.common import LANES, pad_to, up
+from turbort_tpu.bridge.executor import active
+from turbort_tpu.kernels.common import LANES, up
 
 _SCHEMES = ("int8-channel", "fp8-channel")
 
@@ -35,16 +36,27 @@ class ScaledWeight:
     n: int
 
 
-def plain(weight: torch.Tensor, bias: torch.Tensor | None = None) -> FloatWeight:
+def plain(weight: Tensor, bias: Tensor | None = None) -> FloatWeight:
     """A float weight of any number of axes as [N, K]."""
-    return FloatWeight(to_jax(weight.detach().flatten(1)))
+    return FloatWeight(active().hold(weight.detach().flatten(1)))
 
 
-def scaled(weight: QTensor, bias: torch.Tensor | None = None) -> ScaledWeight:
+def scaled(weight: QTensor, bias: Tensor | None = None) -> ScaledWeight:
     """An `int8-channel` or `fp8-channel` weight; zero rows and columns change no sum. InputError for another scheme."""
     if weight.scheme not in _SCHEMES:
         raise InputError(f"the TPU linears pack {' and '.join(_SCHEMES)} weights, not {weight.scheme}")
     n, k = weight.shape
-    values, scales = to_jax(weight.values), to_jax(weight.scales).reshape(1, n)
     rows, depth = up(n, LANES), up(k, LANES)
-    return ScaledWeight(pad_to(pad_to(values, 0, rows), 1, depth), pad_to(scales, 1, rows), n)
+    hold = active().hold
+    return ScaledWeight(
+        hold(_padded(weight.values, rows, depth)), hold(_padded(weight.scales.reshape(1, n).to(torch.float32), 1, rows)), n
+    )
+
+
+def _padded(x: Tensor, rows: int, columns: int) -> Tensor:
+    """x [r, c] with zeros appended up to [rows, columns]."""
+    if tuple(x.shape) == (rows, columns):
+        return x
+    out = torch.zeros(rows, columns, dtype=x.dtype, device=x.device)
+    out[: x.shape[0], : x.shape[1]] = x
+    return out

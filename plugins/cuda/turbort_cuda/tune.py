@@ -1,0 +1,109 @@
+"""Trying the configurations of `turbort_cuda.variants` on this card, at sizes that a model has; `turbort bench` calls it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from turbort.ops.block_map import chosen_blocks
+from turbort_cuda import variants
+from turbort_cuda.tuning import save as keep
+
+REPEATS = 12
+SHARE = 0.1
+"""Share of key blocks that sparse attention keeps while it is measured."""
+
+Clock = Callable[[Callable[[], Any]], float]
+"""Milliseconds of a call."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One kernel at one size of `flop` operations; `call` runs a configuration, and the best is kept under `kernel` and `key`."""
+
+    kernel: str
+    key: str
+    flop: float
+    configs: tuple[variants.Config, ...]
+    call: Callable[[variants.Config], Any] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Milliseconds of one configuration; None, with the reason, where it does not run on this card."""
+
+    contest: Contest
+    config: variants.Config
+    ms: float | None
+    problem: str = ""
+
+
+def contests(sizes: set[tuple[int, int, int]], attention: set[tuple[int, int, int]], device: torch.device) -> Iterator[Contest]:
+    """Contests for linears (rows, outputs, inputs) and self-attention (tokens, heads, width of a head), random values."""
+    from turbort_cuda.kernels import linear8, quant
+    from turbort_cuda.kernels.attention import attention as dense
+    from turbort_cuda.kernels.sla import sla_attention
+
+    for m, n, k in sorted(sizes):
+        x = quant.quantize(torch.randn(m, k, device=device).to(torch.bfloat16), emit="int8-token")
+        weight = linear8.empty_weight(n, k, fp8=False, device=device)
+
+        def linear(config: variants.Config, x: Any = x, weight: Any = weight) -> Any:
+            return linear8.linear(x, weight, config=config)
+
+        yield Contest("linear8", f"{n}x{k}", 2.0 * m * n * k, tuple(variants.linears()), linear)
+    for tokens, heads, width in sorted(attention):
+        q, k_, v = (torch.randn(1, tokens, heads, width, device=device).to(torch.bfloat16) for _ in range(3))
+        proj = (torch.randn(width, width, device=device) * width**-0.5).to(torch.bfloat16)
+        product = 4.0 * tokens * width * heads
+        for precision in ("int8-fp8", "int8"):
+
+            def attend(config: variants.Config, p: str = precision, given: Any = (q, k_, v)) -> Any:
+                return dense(*given, precision=p, config=config)
+
+            yield Contest("attention", f"dense-{precision}", product * tokens, tuple(variants.dense()), attend)
+        for block in variants.BLOCKS:
+            kept = chosen_blocks(SHARE, -(-tokens // block[1])) * block[1]
+
+            def sparse(config: variants.Config, b: tuple[int, int] = block, given: Any = (q, k_, v, proj, proj[0])) -> Any:
+                return sla_attention(*given, topk=SHARE, block=b, precision="int8-fp8", config=config)
+
+            yield Contest("attention", f"sparse-{block[0]}x{block[1]}", product * kept, tuple(variants.sparse()), sparse)
+
+
+def run(contest: Contest, *, arch: str | None = None, clock: Clock | None = None) -> Iterator[Trial]:
+    """Every configuration in turn, at last the winner again; with `arch` it replaces the shipped one there on this machine."""
+    clock = clock or milliseconds
+    trials = []
+    for config in contest.configs:
+        try:
+            trials.append(Trial(contest, config, clock(partial(contest.call, config))))
+        except Exception as error:  # noqa: BLE001 - a configuration may not fit this card, and the others still count
+            trials.append(Trial(contest, config, None, f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"))
+        yield trials[-1]
+    ran = [trial for trial in trials if trial.ms is not None]
+    if not ran:
+        return
+    best = min(ran, key=lambda trial: trial.ms or 0.0)
+    if arch:
+        keep(arch, contest.kernel, contest.key, best.config)
+    yield best
+
+
+def milliseconds(call: Callable[[], Any]) -> float:
+    """Median of single calls between CUDA events, after a warm-up that compiles."""
+    for _ in range(2):
+        call()
+    event: Any = torch.cuda.Event
+    pairs = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(REPEATS)]
+    for start, end in pairs:
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return float(statistics.median(start.elapsed_time(end) for start, end in pairs))

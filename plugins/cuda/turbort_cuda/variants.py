@@ -1,0 +1,53 @@
+"""Configurations worth measuring against each other on a card with tensor descriptors. `check` tries them, `tune` times them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+Config = dict[str, Any]
+BLOCKS = ((64, 128), (128, 128), (128, 64))
+"""Geometries of the block map; the first is the default, by which seeds agree between GPUs."""
+
+
+def label(config: Config) -> str:
+    """A configuration in one word a key, without what all have in common."""
+    parts = (f"{key.removeprefix('BLOCK_')}={int(value)}" for key, value in config.items() if (key, value) != ("GROUP", 8))
+    return " ".join(parts)
+
+
+def linears() -> Iterator[Config]:
+    """The tile, the depth of the pipeline, and how the end of a tile is hidden."""
+    base = {"GROUP": 8, "tma": True}
+    first = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "stages": 4, "warps": 8, "halves": True, **base}
+    yield first
+    yield {**first, "stages": 3}
+    yield {**first, "stages": 3, "halves": False}
+    yield {**first, "BLOCK_M": 256, "BLOCK_N": 128}
+    yield {**first, "BLOCK_M": 256, "BLOCK_N": 128, "GROUP": 4}
+    yield {**first, "GROUP": 16}
+    yield {**first, "flatten": True}
+    yield {**first, "flatten": True, "stages": 3}
+    yield {**first, "BLOCK_N": 128, "halves": False}
+    yield {**first, "BLOCK_N": 128, "halves": False, "stages": 2, "warps": 4, "per_sm": 2}
+
+
+def dense() -> Iterator[Config]:
+    """Tiles of dense attention; `ahead` issues the next block's products before this one's softmax."""
+    keys = ("BLOCK_M", "BLOCK_N", "stages", "warps", "tma", "ahead")
+    for row in (
+        (128, 128, 2, 8, True, False),
+        (128, 128, 3, 8, True, False),
+        (128, 64, 3, 8, True, False),
+        (128, 64, 3, 8, True, True),
+        (128, 128, 2, 8, True, True),
+        (64, 128, 2, 4, True, False),
+        (64, 64, 3, 4, True, True),
+    ):
+        yield dict(zip(keys, row, strict=True))
+
+
+def sparse() -> Iterator[Config]:
+    """The same for block-sparse attention, whose tiles are the geometry of the block map."""
+    for stages, warps, ahead in ((2, 4, False), (3, 4, False), (2, 4, True), (2, 8, False)):
+        yield {"stages": stages, "warps": warps, "tma": True, "ahead": ahead}

@@ -1,0 +1,1 @@
+"""Running a model to find out what each precision would cost at each of its call sites."""

@@ -1,0 +1,148 @@
+"""`calibrate`: sample videos with the unquantised model while every call site is watched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save
+
+from turbort.calibrate.model import LINEARS, Watched
+from turbort.calibration import Calibration, Link
+from turbort.conditions import Conditions
+from turbort.denoise import Denoiser
+from turbort.embed import Embedder, PromptCache
+from turbort.errors import InputError
+from turbort.experts import Setting
+from turbort.io import atomic_bytes
+from turbort.job import Event, Job, OnEvent, passes, silent
+from turbort.memory import Residency
+from turbort.models.files import locate
+from turbort.models.spec import ModelSpec
+from turbort.plan import Plan
+from turbort.planner import DTYPES, Target
+from turbort.profile import Profile
+from turbort.registry import Registry
+from turbort.session import Session
+
+LINKS = ("w8a8", "w4a8")
+"""Precisions at which whole videos are made, to tie predicted errors to pixels."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is calibrated: a model with its files, under a profile, on a device."""
+
+    spec: ModelSpec
+    profile: Profile
+    registry: Registry
+    target: Target
+    root: Path
+    cache: PromptCache | None = None
+
+
+def calibrate(
+    subject: Subject,
+    jobs: Sequence[Job],
+    *,
+    linears: tuple[str, ...] = LINEARS,
+    links: Sequence[str] = LINKS,
+    moments: Path | None = None,
+    on_event: OnEvent = silent,
+) -> Calibration:
+    """Watch the sampling of `jobs` (of one shape) and return what every call site of the transformer saw and would suffer.
+
+    One forward and one backward pass per step and job, in the profile's compute dtype, plus each site once more at every
+    precision. For each precision in `links` the first job's video is made too, and compared with the unquantised one.
+    `moments` names a safetensors file for E[x x^T] of every block linear, which `turbort prune` reads; a K x K matrix each.
+    Raises InputError for jobs of several shapes or with pictures.
+    """
+    resolved = [job.resolved(subject.spec) for job in jobs]
+    if len({job.shape for job in resolved}) != 1:
+        raise InputError("the prompts ask for several sizes or step counts", fix="calibrate one shape at a time, then --merge")
+    if any(job.image is not None for job in resolved) or subject.spec.task == "i2v":
+        raise InputError(f"calibration starts from text alone, {subject.spec.name} from pictures", fix="choose a t2v model")
+    spec, profile, device = subject.spec, subject.profile, torch.device(subject.target.device.torch_name)
+    files = locate(spec, subject.root)
+    compute = getattr(torch, DTYPES[profile.precision.compute])
+    embedder = Embedder(spec, files, device=device, dtype=compute, cache=subject.cache)
+    wanted = [text for job in resolved for text in (job.prompt, *([job.negative_prompt or ""] if passes(job) == 2 else []))]
+    texts = embedder.embed(wanted, lambda done, total: on_event(Event("text", done, total)))
+    backend = subject.registry.backend(subject.target.backend)
+    header = {"model": spec.name}
+    setting = Setting(spec, profile, Plan(header, ()), subject.registry, backend, subject.target.device, Residency())
+    watched = Watched(setting, files, linears=linears, moments=moments is not None)
+    watched.load(lambda: backend.memory(subject.target.device).used, on_event)
+    for number, job in enumerate(resolved):
+        watched.watch.step = 0
+        denoiser = Denoiser(
+            spec,
+            watched,
+            texts[job.prompt].to(device, compute),
+            texts[job.negative_prompt or ""].to(device, compute) if passes(job) == 2 else None,
+            Conditions(),
+            device=device,
+            compute=compute,
+            together=False,
+        )
+        for state in denoiser.steps(job, [job.seed]):
+            watched.watch.step = state.index + 1
+            on_event(Event("sample", state.index + 1, state.total, number))
+    first = resolved[0]
+    made = Calibration(
+        {
+            "model": spec.name,
+            "checkpoints": dict(watched.digests),
+            "compute": profile.precision.compute,
+            "attention": profile.attention.model_dump(mode="json"),
+            "size": [first.width, first.height],
+            "frames": first.frames,
+            "steps": first.steps,
+        },
+        watched.records(),
+        tuple((job.prompt, job.seed) for job in resolved),
+    )
+    if moments is not None:
+        if spec.experts:
+            raise InputError(f"{spec.name} has two experts, and moments are kept for one", fix="leave out --moments")
+        found = {name: value.contiguous() for name, value in watched.moments().items()}
+        atomic_bytes(moments, save(found, {"checkpoint": watched.digests[watched.roles[0]]}))
+    watched.close()
+    return replace(made, links=tuple(_links(subject, made, first, links, on_event)))
+
+
+def _links(subject: Subject, made: Calibration, job: Job, precisions: Sequence[str], on_event: OnEvent) -> list[Link]:
+    """A video at each precision against the unquantised one of the same noise."""
+    if not precisions:
+        return []
+    compute = subject.profile.precision.compute
+    exact = _video(subject, compute, job, on_event)
+    found = []
+    for precision in precisions:
+        mse = float(numpy.square(_video(subject, precision, job, on_event) - exact).mean())
+        found.append(Link(precision, predicted(made, precision), mse))
+    return found
+
+
+def predicted(made: Calibration, precision: str) -> float:
+    """The relative error of the model's output when every linear that can runs at `precision`: the sum over sites."""
+    return sum(site.felt(precision) for site in made.sites.values() if precision in site.precisions)
+
+
+def _video(subject: Subject, linear: str, job: Job, on_event: OnEvent) -> NDArray[numpy.float32]:
+    """Frames in [0, 1] with all block linears at one precision and attention in the compute dtype, by reference kernels."""
+    words = subject.profile.precision
+    same = words.linear.model_copy(update={"max": linear, "min": linear})
+    changed = words.model_copy(update={"linear": same, "attention": words.compute, "overrides": {}})
+    profile = subject.profile.model_copy(update={"precision": changed, "fallback": "allow"})
+    plain = replace(job, out=None)
+    with Session.open(
+        subject.spec, profile, registry=subject.registry, on=subject.target.backend, jobs=[plain], root=subject.root,
+        cache=subject.cache,
+    ) as session:  # fmt: skip
+        frames = session.generate([plain], on_event)[0].frames
+    return numpy.asarray(frames, dtype=numpy.float32) / 255.0

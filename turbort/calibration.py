@@ -1,0 +1,344 @@
+"""Calibration documents: what a model's call sites saw and what each precision would cost there. No torch here.
+
+Everything that is stored per site and step is a sum, a count, a least or a largest value, so that files of the same checkpoint
+merge into the file that one longer run would have written (`merge`), whatever the order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from turbort.errors import InputError
+
+CALIBRATION_SCHEMA = 1
+BINS = 40
+LOWEST = -24
+"""`Moments.bins[i]` counts values with 2^(LOWEST+i) <= |x| < 2^(LOWEST+i+1); the first and the last take what lies beyond."""
+OUTLIER = 6.0
+"""A value is an outlier beyond this many root mean squares of its tensor."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Streaming statistics of a site's input.
+
+    Attributes:
+        count: values seen; total, square: their sum and sum of squares; low, high: the range.
+        outliers: values beyond `OUTLIER` root mean squares of their tensor.
+        zeros: values whose int8 code is 0 when each token has its own scale.
+        bins: counts by binary exponent of |x|, for quantiles.
+    """
+
+    count: int = 0
+    total: float = 0.0
+    square: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+    outliers: int = 0
+    zeros: int = 0
+    bins: tuple[int, ...] = (0,) * BINS
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.count + other.count,
+            self.total + other.total,
+            self.square + other.square,
+            min(self.low, other.low),
+            max(self.high, other.high),
+            self.outliers + other.outliers,
+            self.zeros + other.zeros,
+            tuple(a + b for a, b in zip(self.bins, other.bins, strict=True)),
+        )
+
+    @property
+    def largest(self) -> float:
+        """max |x|."""
+        return max(abs(self.low), abs(self.high)) if self.count else 0.0
+
+    @property
+    def rms(self) -> float:
+        return math.sqrt(self.square / self.count) if self.count else 0.0
+
+    @property
+    def outlier_share(self) -> float:
+        return self.outliers / self.count if self.count else 0.0
+
+    @property
+    def sparsity(self) -> float:
+        """Share of near-zero values."""
+        return self.zeros / self.count if self.count else 0.0
+
+    def quantile(self, share: float) -> float:
+        """The power of two below which `share` of the magnitudes lie: right within a factor of two."""
+        seen = 0
+        for index, number in enumerate(self.bins):
+            seen += number
+            if seen >= share * self.count:
+                return float(2.0 ** (LOWEST + index + 1))
+        return self.largest
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What one precision does at a site, summed over calls.
+
+    Attributes:
+        error, signal: sum of (y_q - y)^2 and of y^2 over the site's own output: `nmse` is their quotient.
+        felt: sum over calls of the error that the model's output feels, relative to that output's energy.
+    """
+
+    error: float = 0.0
+    signal: float = 0.0
+    felt: float = 0.0
+
+    def __add__(self, other: Harm) -> Harm:
+        return Harm(self.error + other.error, self.signal + other.signal, self.felt + other.felt)
+
+    @property
+    def nmse(self) -> float:
+        return self.error / self.signal if self.signal else 0.0
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One site at one sampling step."""
+
+    calls: int = 0
+    seen: Moments = field(default_factory=Moments)
+    harms: Mapping[str, Harm] = field(default_factory=dict)
+
+    def __add__(self, other: StepRecord) -> StepRecord:
+        return StepRecord(self.calls + other.calls, self.seen + other.seen, _joined(self.harms, other.harms))
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """One call site: its op and role, the share of weight tiles that are all zero (8x8), and its steps by number."""
+
+    op: str
+    role: str
+    weight_sparsity: float = 0.0
+    steps: Mapping[int, StepRecord] = field(default_factory=dict)
+
+    def __add__(self, other: SiteRecord) -> SiteRecord:
+        return replace(self, steps=_joined(self.steps, other.steps))
+
+    @property
+    def seen(self) -> Moments:
+        """All steps together."""
+        return sum((step.seen for step in self.steps.values()), Moments())
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions that every step has been tried at."""
+        names = [set(step.harms) for step in self.steps.values()]
+        return tuple(sorted(set.intersection(*names))) if names else ()
+
+    def felt(self, precision: str) -> float:
+        """Mean over steps of the relative error that the model's output feels from this site at `precision`."""
+        rows = [step.harms[precision].felt / max(step.calls, 1) for step in self.steps.values() if precision in step.harms]
+        return sum(rows) / len(rows) if rows else 0.0
+
+    def nmse(self, precision: str) -> float:
+        """The site's own relative squared error at `precision`, over all steps."""
+        rows = [step.harms[precision] for step in self.steps.values() if precision in step.harms]
+        return sum(rows, Harm()).nmse
+
+
+@dataclass(frozen=True)
+class Link:
+    """A whole video at one precision: the error that was predicted for the model's output, and the video's pixel error.
+
+    `mse` is the mean squared error of pixels in [0, 1] against the unquantised video of the same noise; `clips` how many.
+    """
+
+    precision: str
+    predicted: float
+    mse: float
+    clips: int = 1
+
+    @property
+    def psnr(self) -> float:
+        return -10.0 * math.log10(max(self.mse, 1e-10))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What calibration found out about one checkpoint.
+
+    `header` binds it: model, checkpoint digests by expert, attention, compute dtype, size, frames, steps. `runs` are the prompts
+    and seeds that went in; `links` tie predicted errors to pixels.
+    """
+
+    header: Mapping[str, Any]
+    sites: Mapping[str, SiteRecord]
+    runs: tuple[tuple[str, int], ...] = ()
+    links: tuple[Link, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """First 12 hex digits of the SHA-256 of the document."""
+        return hashlib.sha256(self.dumps().encode()).hexdigest()[:12]
+
+    def dumps(self) -> str:
+        document = {
+            "calibration": CALIBRATION_SCHEMA,
+            **self.header,
+            "runs": [list(run) for run in self.runs],
+            "links": [asdict(link) for link in self.links],
+            "sites": {path: _site_out(site) for path, site in self.sites.items()},
+        }
+        return json.dumps(document, separators=(",", ":"), allow_nan=False) + "\n"
+
+    @staticmethod
+    def loads(text: str, source: str = "calibration") -> Calibration:
+        """Read a document; InputError for anything else."""
+        fix = "write one with `turbort calibrate`"
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{source} is not JSON: {error}", fix=fix) from None
+        if not isinstance(document, dict) or document.get("calibration") != CALIBRATION_SCHEMA:
+            raise InputError(f"{source} is not a calibration of schema {CALIBRATION_SCHEMA}", fix=fix)
+        try:
+            sites = {str(path): _site_in(row) for path, row in document["sites"].items()}
+            links = tuple(Link(**row) for row in document["links"])
+            runs = tuple((str(prompt), int(seed)) for prompt, seed in document["runs"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{source} has a damaged part: {error}", fix=fix) from None
+        header = {key: value for key, value in document.items() if key not in ("calibration", "runs", "links", "sites")}
+        return Calibration(header, sites, runs, links)
+
+    @staticmethod
+    def load(path: str | Path) -> Calibration:
+        """Read a file written by `turbort calibrate`."""
+        try:
+            return Calibration.loads(Path(path).read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read calibration {path}: {error}", fix="write one with `turbort calibrate`") from None
+
+    def error_for(self, psnr: float) -> float:
+        """The error of the model's output at which a whole video is predicted to reach `psnr` dB.
+
+        Between the links on straight lines of log(mse) over log(error), beyond them in proportion. Without links an error e
+        is taken to leave pixels of variance 1/12 with a mean squared error of e/12.
+        """
+        wanted = math.log(10.0 ** (-psnr / 10.0))
+        return math.exp(_on_line([(mse, error) for error, mse in self._points()], wanted))
+
+    def psnr_at(self, error: float) -> float:
+        """The inverse of `error_for`: dB of a whole video whose model output has this error; 100 at most."""
+        if error <= 0.0:
+            return 100.0
+        return min(100.0, -10.0 * _on_line(self._points(), math.log(error)) / math.log(10.0))
+
+    def _points(self) -> list[tuple[float, float]]:
+        """(log error, log mse) of the links, both rising."""
+        rows = sorted((link.predicted, link.mse) for link in self.links if link.predicted > 0 and link.mse > 0)
+        points: list[tuple[float, float]] = []
+        for error, mse in rows:
+            if not points or (math.log(error) > points[-1][0] and math.log(mse) > points[-1][1]):
+                points.append((math.log(error), math.log(mse)))
+        return points or [(0.0, math.log(1.0 / 12.0))]
+
+    def check(self, model: str, checkpoints: Mapping[str, str] | None = None) -> None:
+        """InputError unless this was recorded for `model`, and for these checkpoint digests where they are known."""
+        theirs = self.header.get("checkpoints", {})
+        lines = [] if self.header.get("model") == model else [f"model: {self.header.get('model')} there, {model} here"]
+        lines += [
+            f"{role}: weights {theirs.get(role)} there, {digest} here"
+            for role, digest in (checkpoints or {}).items()
+            if theirs.get(role) != digest
+        ]
+        if lines:
+            raise InputError("the calibration is for other weights", tried=lines, fix="run `turbort calibrate` for these")
+
+
+def _on_line(points: Sequence[tuple[float, float]], x: float) -> float:
+    """y at x on straight lines through `points`, which rise in both; beyond them with slope 1."""
+    if x <= points[0][0]:
+        return points[0][1] + x - points[0][0]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if x <= x1:
+            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return points[-1][1] + x - points[-1][0]
+
+
+def merge(parts: Sequence[Calibration]) -> Calibration:
+    """One calibration from several of the same checkpoint and setting; InputError naming what differs, or a run twice."""
+    if not parts:
+        raise InputError("there is no calibration to merge", fix="name at least one file")
+    first = parts[0]
+    for other in parts[1:]:
+        pairs = {key: (first.header.get(key), other.header.get(key)) for key in sorted({*first.header, *other.header})}
+        differing = [f"{key}: {mine} and {theirs}" for key, (mine, theirs) in pairs.items() if mine != theirs]
+        if differing:
+            raise InputError("these calibrations do not belong together", tried=differing, fix="merge files of one setting only")
+    runs = [run for part in parts for run in part.runs]
+    twice = sorted({f"{prompt!r}, seed {seed}" for prompt, seed in runs if runs.count((prompt, seed)) > 1})
+    if twice:
+        raise InputError("the same run is in more than one file", tried=twice, fix="leave one of the files out")
+    sites: dict[str, SiteRecord] = {}
+    for part in parts:
+        sites = _joined(sites, part.sites)
+    return Calibration(first.header, sites, tuple(runs), tuple(_links(parts)))
+
+
+def _links(parts: Iterable[Calibration]) -> list[Link]:
+    """Links of one precision averaged over their clips."""
+    found: dict[str, Link] = {}
+    for link in (link for part in parts for link in part.links):
+        old = found.get(link.precision)
+        if old is None:
+            found[link.precision] = link
+            continue
+        clips = old.clips + link.clips
+        mean = [(a * old.clips + b * link.clips) / clips for a, b in ((old.predicted, link.predicted), (old.mse, link.mse))]
+        found[link.precision] = Link(link.precision, mean[0], mean[1], clips)
+    return list(found.values())
+
+
+def _joined(left: Mapping[Any, T], right: Mapping[Any, T]) -> dict[Any, T]:
+    """Union of two mappings; values under the same key are added."""
+    joined: dict[Any, Any] = dict(left)
+    for key, value in right.items():
+        joined[key] = joined[key] + value if key in joined else value
+    return joined
+
+
+def _site_out(site: SiteRecord) -> dict[str, Any]:
+    steps = {
+        str(number): {
+            "calls": step.calls,
+            "seen": _moments_out(step.seen),
+            "harms": {name: [harm.error, harm.signal, harm.felt] for name, harm in step.harms.items()},
+        }
+        for number, step in site.steps.items()
+    }
+    return {"op": site.op, "role": site.role, "weight_sparsity": site.weight_sparsity, "steps": steps}
+
+
+def _moments_out(seen: Moments) -> dict[str, Any]:
+    row: dict[str, Any] = {item.name: getattr(seen, item.name) for item in fields(seen)}
+    return {**row, "bins": list(seen.bins)} if seen.count else {}
+
+
+def _site_in(row: Mapping[str, Any]) -> SiteRecord:
+    steps = {
+        int(number): StepRecord(
+            int(step["calls"]),
+            Moments(**{**step["seen"], "bins": tuple(step["seen"]["bins"])}) if step["seen"] else Moments(),
+            {name: Harm(*map(float, values)) for name, values in step["harms"].items()},
+        )
+        for number, step in row["steps"].items()
+    }
+    return SiteRecord(str(row["op"]), str(row["role"]), float(row["weight_sparsity"]), steps)
