@@ -86,6 +86,8 @@ class Backend(ABC):
     unsupported: Mapping[str, str] = {}
     known_issues: Mapping[str, str] = {}
     quarantine: Mapping[str, str] = {}
+    captures: bool = False
+    """Whether `compile_step` keeps copies of a step's inputs and output for replay; the memory forecast counts them."""
 
     @abstractmethod
     def probe(self) -> list[Device] | Unavailable:

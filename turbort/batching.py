@@ -1,34 +1,54 @@
-"""How many jobs run together and how much is decoded at once: the profile's wish within the memory forecast."""
+"""Which jobs run together, under the profile's batch and what memory leaves of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from turbort.job import Job, passes, samples_per_step
-from turbort.memory import Forecast
-from turbort.plan import Plan
-from turbort.profile import Profile
+from turbort.job import Job, batches, passes, samples_per_step
 
+if TYPE_CHECKING:
+    from turbort.profile import Profile
 
-def most_jobs(jobs: Sequence[Job], profile: Profile, plan: Plan, memory: Forecast) -> int:
-    """Jobs per group: the profile's samples per step, as far as the memory forecast allows, over the passes of a job."""
-    if not jobs:
-        return 1
-    wanted = samples_per_step(profile, len(jobs), jobs[0])
-    if memory.residency.batch < int(plan.header["batch"]):
-        wanted = min(wanted, memory.residency.batch)
-    return max(1, wanted // passes(jobs[0]))
+Numbered = tuple[int, Job]
 
 
-def padded(count: int, job: Job, profile: Profile, plan: Plan, memory: Forecast) -> int:
-    """A fixed batch is filled up by repeating its last job, so that one compiled shape serves all."""
-    if profile.batch.mode != "fixed" or memory.residency.batch < int(plan.header["batch"]):
-        return count
-    return max(count, profile.batch.most // passes(job))
+@dataclass(frozen=True)
+class Batching:
+    """The profile's batch strategy; `planned` are the samples per model call of the plan, `allowed` those that memory allows."""
 
+    profile: Profile
+    planned: int
+    allowed: int
 
-def chunk_of(job: Job, plan: Plan, memory: Forecast) -> int:
-    """Latent frames decoded at once: as forecast for the plan's size, fewer for a larger job."""
-    width, height = plan.header["size"]
-    pixels = (job.width or 1) * (job.height or 1)
-    return max(1, memory.residency.chunk * int(width * height) // pixels)
+    @property
+    def squeezed(self) -> bool:
+        """Whether memory allows less than was planned."""
+        return self.allowed < self.planned
+
+    def groups(self, numbered: Sequence[Numbered]) -> list[list[Numbered]]:
+        """Jobs that run together, in order: full groups of a fixed batch, else groups as even as can be."""
+        numbers = [number for number, _ in numbered]
+        jobs = [job for _, job in numbered]
+        even = self.profile.batch.mode == "dynamic"
+        return [[(numbers[place], job) for place, job in group] for group in batches(jobs, self.most(jobs), even=even)]
+
+    def most(self, jobs: Sequence[Job]) -> int:
+        """Jobs per group: the samples per model call over the passes of a job."""
+        if not jobs:
+            return 1
+        wanted = samples_per_step(self.profile, len(jobs), jobs[0])
+        return max(1, (min(wanted, self.allowed) if self.squeezed else wanted) // passes(jobs[0]))
+
+    def padded(self, jobs: Sequence[Job]) -> list[Job]:
+        """A fixed batch is filled up by repeating its last job, so that one compiled shape serves all."""
+        if self.profile.batch.mode != "fixed" or self.squeezed:
+            return list(jobs)
+        missing = self.profile.batch.most // passes(jobs[0]) - len(jobs)
+        return [*jobs, *[jobs[-1]] * max(0, missing)]
+
+    def together(self, jobs: Sequence[Job]) -> bool:
+        """Whether both passes of guidance go into one model call."""
+        samples = 2 * len(jobs)
+        return samples <= self.profile.batch.most and samples <= (self.allowed if self.squeezed else samples)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -78,15 +77,24 @@ class Binder:
             )
 
     def prepare(self, name: str, value: Tensor | QTensor) -> Tensor | QTensor:
-        """The same weight in memory and in the precision of its site, for `place` to take later; stays where it is."""
+        """The same weight in the host's memory for `place` to take later, pinned where the device has it.
+
+        Where an accelerator is there, it does the arithmetic: codes in another scheme wait as they are stored, and wide
+        weights are quantised on the device and brought back, because a host would take minutes for a large model.
+        """
         found = self._site(name)
         scheme = PRECISIONS[found[0].precision].weight_scheme if found else None
         if isinstance(value, QTensor):
-            if value.scheme == scheme:
-                return replace(value, values=value.values.clone())
+            if value.scheme == scheme or (scheme and self.device.type != "cpu"):
+                return value.mapped(self._waiting)
             value = value.dequantize(torch.float32 if scheme else None)
-        # A copy: the value may be a view of a mapped file, which would be read only when it is used.
-        return value.clone() if scheme is None else quantize(value.to(torch.float32).flatten(1), scheme)
+        if scheme is None:
+            return self._waiting(value)
+        return quantize(value.to(self.device).to(torch.float32).flatten(1), scheme).to("cpu").mapped(self._waiting)
+
+    def _waiting(self, tensor: Tensor) -> Tensor:
+        """A copy: the tensor may be a view of a mapped file, which would be read only when it is used."""
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self.device.type == "cuda").copy_(tensor)
 
     def _site(self, name: str) -> tuple[Choice, Kernel] | None:
         """Choice and kernel of the call site that reads the weight `name`; None for parameters that no kernel packs."""
@@ -99,24 +107,33 @@ class Binder:
         owner, _, attribute = name.rpartition(".")
         module = self.model.get_submodule(owner)
         site = self._site(name)
+        packed: Any
         if site is not None:
             like: Any = module._parameters[attribute]
             if self.also is not None:
                 self.also(name, value, like.shape)
             packed = pack_weight(value, *site, shape=like.shape, device=self.device)
         else:
-            packed = self._plain(name, value, self.dtype)
+            packed = self._laid_out(module, self._plain(name, value, self.dtype))
         del module._parameters[attribute]
         if isinstance(packed, Tensor):
             setattr(module, attribute, nn.Parameter(packed, requires_grad=False))
         else:
             setattr(module, attribute, packed)
 
+    def _laid_out(self, module: nn.Module, value: Tensor) -> Tensor:
+        """A convolution's weight in the layout of its kernel, so that no call and no cache makes a second copy of it."""
+        found = self._choices.get(id(vars(module).get("op")))
+        if found is None or found[1].layout != "channels_last" or value.ndim != 5:
+            return value
+        return value.contiguous(memory_format=torch.channels_last_3d)
+
     def _plain(self, name: str, value: Tensor | QTensor, dtype: torch.dtype) -> Tensor:
         keep = any(part in name for part in getattr(self.model, "fp32", ()))
         target = torch.float32 if keep else dtype
-        tensor = value.dequantize(target) if isinstance(value, QTensor) else value
-        return tensor.to(self.device, target).contiguous()
+        # Stored bytes travel, not wider ones made from them on the host.
+        there = value.to(self.device)
+        return (there.dequantize(target) if isinstance(there, QTensor) else there.to(target)).contiguous()
 
     def expected(self) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes of the parameters still waiting on meta."""
@@ -126,16 +143,17 @@ class Binder:
 def pack_weight(value: Tensor | QTensor, choice: Choice, kernel: Kernel, *, shape: Sequence[int], device: torch.device) -> Any:
     """A weight in the precision of a site, in the form its kernel wants, on the device; `shape` is the parameter's own."""
     scheme = PRECISIONS[choice.precision].weight_scheme
+    there = value.to(device)
     weight: Tensor | QTensor
     if scheme is None:
         dtype = getattr(torch, DTYPES[choice.precision])
-        weight = value.dequantize(dtype) if isinstance(value, QTensor) else value
-        weight = weight.to(device, dtype).reshape(tuple(shape)).contiguous()
-    elif isinstance(value, QTensor) and value.scheme == scheme:
-        weight = value.to(device)
+        plain = there.dequantize(dtype) if isinstance(there, QTensor) else there.to(dtype)
+        weight = plain.reshape(tuple(shape)).contiguous()
+    elif isinstance(there, QTensor) and there.scheme == scheme:
+        weight = there
     else:
-        full = value.dequantize(torch.float32) if isinstance(value, QTensor) else value
-        weight = quantize(full.to(device, torch.float32).flatten(1), scheme)
+        full = there.dequantize(torch.float32) if isinstance(there, QTensor) else there.to(torch.float32)
+        weight = quantize(full.flatten(1), scheme)
     pack = kernel.load_pack()
     return pack(weight) if pack else weight
 

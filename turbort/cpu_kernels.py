@@ -49,7 +49,7 @@ def cpu_kernels() -> Iterable[Kernel]:
             f"turbort.ops.cpu_vae:{op}",
             ("fp32", "bf16"),
             rejects=_pixels,
-            requires=CPU | {"avx512"},
+            requires=CPU | {"avx2"},
             priority=20,
             layout="channels_last",
         )
@@ -60,6 +60,8 @@ def _pixels(call: Call, device: Device) -> str | None:
     x = call["x"]
     if isinstance(x, TensorSpec) and (len(x.shape) != 5 or x.dtype not in ("float32", "bfloat16")):
         return f"takes float32 or bfloat16 [B, C, T, H, W], x is {x.dtype} with {len(x.shape)} axes"
+    if isinstance(x, TensorSpec) and x.dtype == "bfloat16" and "avx512" not in device.features:
+        return "oneDNN convolves bfloat16 on CPUs with AVX-512 only"
     return None
 
 

@@ -15,13 +15,9 @@ from torch import Tensor
 from turbort.checkpoints import open_checkpoint
 from turbort.checkpoints.digest import digest_files
 from turbort.io import atomic_bytes
-from turbort.memory import Residency
 from turbort.models.config import ModelSpec
 from turbort.models.prompt import clean_prompt
 from turbort.models.text import TextEncoder
-from turbort.planner import DTYPES
-from turbort.precision import PRECISIONS
-from turbort.profile import Profile
 
 FORMAT = 1
 
@@ -86,21 +82,6 @@ class Embedder:
         self.spec, self.files, self.device, self.dtype, self.scheme, self.cache = spec, files, device, dtype, scheme, cache
         self.loads = 0
         self._known: dict[str, Tensor] = {}
-
-    @classmethod
-    def of(
-        cls,
-        spec: ModelSpec,
-        files: Mapping[str, Path],
-        profile: Profile,
-        residency: Residency,
-        device: torch.device,
-        cache: PromptCache | None,
-    ) -> Embedder:
-        """The embedder in the profile's precision for text, or in what the memory left room for."""
-        text = PRECISIONS[profile.precision.text]
-        dtype = getattr(torch, DTYPES.get(text.name, DTYPES[profile.precision.compute]))
-        return cls(spec, files, device=device, dtype=dtype, scheme=residency.text_scheme or text.weight_scheme, cache=cache)
 
     @property
     def identity(self) -> str:

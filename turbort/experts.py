@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -59,8 +59,8 @@ class Setting:
 class Experts:
     """Opens, binds and swaps transformers by role (`dit`, or the names in `spec.experts`).
 
-    With `residency.experts == "swap"` one is on the device at a time: `prefetch` reads the next one's weights on the host,
-    already in the precision of their sites, while the current one still computes, and the swap then only copies.
+    With `residency.experts == "swap"` one is on the device at a time: `prefetch` reads the next one's weights into the
+    host's memory while the current one still computes, and the swap then only copies them.
     """
 
     def __init__(self, setting: Setting, files: Mapping[str, Path], loras: Sequence[Lora] = ()) -> None:
@@ -87,7 +87,7 @@ class Experts:
         for role in self.roles[:1] if swap else self.roles:
             model, binder, board = self._bind()
             expected = binder.expected()
-            for number, (name, value) in enumerate(stream(self._checkpoints[role], expected)):
+            for number, (name, value) in enumerate(stream(self._checkpoints[role], expected, device=binder.device)):
                 binder.place(name, value)
                 on_event(Event("load", number + 1, len(expected), memory=used(), message=role))
             self._ready[role] = self._finish(role, model, board)
@@ -102,7 +102,7 @@ class Experts:
         target = host if setting.residency.offload else torch.device(setting.device.torch_name)
         dtype = getattr(torch, DTYPES[setting.profile.precision.compute])
         binder = Binder(model, setting.plan, "dit", setting.registry, device=target, dtype=dtype)
-        if setting.watch.mode in ("off", "warn"):
+        if setting.residency.offload or setting.watch.mode in ("off", "warn"):
             return model, binder, None
         board = Switchboard(setting.watch.groups, slots(model), setting.registry, target)
         binder.also = board.take
@@ -111,15 +111,16 @@ class Experts:
     def _finish(self, role: str, model: WanDit, board: Switchboard | None) -> Expert:
         setting = self.setting
         device = torch.device(setting.device.torch_name)
-        monitor = make_monitor(role, setting.watch, model, board, device)
+        # Streamed blocks are not watched: second weights would have to come and go with them.
+        watch = Watch() if setting.residency.offload else setting.watch
+        monitor = make_monitor(role, watch, model, board, device)
         monitor.continued(self.monitors.get(role))
         self.monitors[role] = monitor
         if setting.ops is not None:
             setting.ops.attach(model, "dit")
         if setting.residency.offload:
             Offload(model, device)
-            return Expert(model, model, monitor)
-        if setting.ops is not None or setting.profile.graph.capture is False:
+        if setting.residency.offload or setting.plan.header.get("graph") == "eager" or setting.ops is not None:
             return Expert(model, model, monitor)
         if board is not None:
             return Expert(model, setting.backend.compile_switched(model, setting.device, board), monitor)
@@ -175,20 +176,13 @@ class Experts:
         self._ready.clear()
         self.setting.backend.empty_cache(self.setting.device)
 
+    def settle(self, residency: Residency) -> None:
+        """Load under another residency from now on; nothing may be loaded."""
+        self.setting = replace(self.setting, residency=residency)
+
     def executed(self) -> list[dict[str, Any]]:
         """What ran so far, over all experts: sites are those of one expert where only one ran."""
-        merged: dict[tuple[str, ...], dict[str, Any]] = {}
-        for row in self.rows + [row for expert in self._ready.values() for row in executed(expert.model, "dit")]:
-            key = (row["op"], row["provider"], row["precision"])
-            if key in merged:
-                merged[key] = {
-                    **row,
-                    "sites": max(merged[key]["sites"], row["sites"]),
-                    "calls": merged[key]["calls"] + row["calls"],
-                }
-            else:
-                merged[key] = row
-        return list(merged.values())
+        return merged(self.rows + [row for expert in self._ready.values() for row in executed(expert.model, "dit")])
 
     def close(self) -> None:
         """Free everything."""
@@ -196,3 +190,13 @@ class Experts:
             self._waiting[1].join()
             self._waiting = None
         self._forget()
+
+
+def merged(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per stage, op, provider and precision: calls added up, sites the most that one model had."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["stage"], row["op"], row["provider"], row["precision"])
+        before = found.get(key, {"sites": 0, "calls": 0})
+        found[key] = {**row, "sites": max(before["sites"], row["sites"]), "calls": before["calls"] + row["calls"]}
+    return list(found.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,16 +105,21 @@ class Result:
         return (self.job.frames or 0) / (self.job.fps or 1)
 
 
-def batches(jobs: Iterable[Job], most: int) -> Iterator[list[tuple[int, Job]]]:
-    """Group neighbouring jobs of equal shape, at most `most` together, keeping order and numbers."""
-    group: list[tuple[int, Job]] = []
-    for number, job in enumerate(jobs):
-        if group and (len(group) >= most or group[0][1].shape != job.shape):
-            yield group
-            group = []
-        group.append((number, job))
-    if group:
-        yield group
+def batches(jobs: Iterable[Job], most: int, *, even: bool = False) -> Iterator[list[tuple[int, Job]]]:
+    """Group neighbouring jobs of equal shape, at most `most` together, keeping order and numbers.
+
+    `even` makes the groups of one shape equally large, so that none is smaller than it need be: 9 jobs of at most 8 are
+    5 and 4. Otherwise all but the last are full.
+    """
+    for _, same in groupby(enumerate(jobs), key=lambda pair: pair[1].shape):
+        run = list(same)
+        count = -(-len(run) // most)
+        size, longer = divmod(len(run), count) if even else (most, 0)
+        start = 0
+        for number in range(count):
+            stop = start + size + (number < longer)
+            yield run[start:stop]
+            start = stop
 
 
 def passes(job: Job) -> int:

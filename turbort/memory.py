@@ -1,4 +1,4 @@
-"""How many bytes each stage of a run needs, from the plan alone, and what to keep where so that they fit.
+"""How many bytes each stage of a run needs, from the plan alone. `memory_ladder` chooses what to keep where so that they fit.
 
 Counted exactly: weights in the precision of their sites, the text's keys and values, the frames that the VAE remembers.
 Estimated: activations, as the tensors that are alive together at the widest place of a block. What a kernel allocates for
@@ -7,12 +7,10 @@ itself, and what an allocator rounds up, is covered by `MARGIN`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from turbort.errors import UnavailableError
-from turbort.memory_sites import dit_activations, parse_shape, text_bytes, vae_activations, vae_caches, weight_bytes
+from turbort.memory_sites import dit_activations, encodes, text_bytes, vae_activations, vae_caches, weight_bytes
 from turbort.precision import PRECISIONS
 from turbort.units import format_bytes
 
@@ -24,12 +22,12 @@ if TYPE_CHECKING:
 
 MARGIN = 1.05
 """Predictions are multiplied by this before they are compared with a budget."""
+CAPTURED = 2
+"""Tensors of the latents' size that a captured step keeps besides: its input and its output."""
 DECODE_PIXELS = 2**22
 """Video pixels decoded at once where memory allows; larger chunks reread fewer cached frames."""
 STATES = {"unipc": 7}
-"""Tensors of the latents' size that a sampler holds at once, in float32; 4 (state, noise, velocity, estimate) for the others."""
-TILE = (256, 256)
-"""Height and width in pixels of VAE tiles, where the profile names none."""
+"""Tensors of the latents' size that a sampler holds at once, in float32; 3 (state, velocity, estimate) for the others."""
 INFLIGHT_BLOCKS = 2
 """Blocks on the device at once when they are streamed from the host: the one that runs and the one that comes."""
 
@@ -68,20 +66,31 @@ class Residency:
 
 @dataclass(frozen=True)
 class Stage:
-    """Bytes of one stage: weights on the device, tensors kept between calls, and the widest moment's activations."""
+    """Bytes of one stage: weights on the device, tensors kept between calls, and the widest moment's activations.
+
+    `reserved` is what a captured step keeps from everybody else although no tensor lies in it: it counts against the device,
+    and allocators that report tensors do not show it.
+    """
 
     name: str
     weights: int
     kept: int
     activations: int
+    reserved: int = 0
+
+    @property
+    def allocated(self) -> int:
+        """The tensors of the widest moment: what an allocator reports as its peak."""
+        return self.weights + self.kept + self.activations
 
     @property
     def peak(self) -> int:
-        return self.weights + self.kept + self.activations
+        return self.allocated + self.reserved
 
     def row(self) -> dict[str, str]:
         """The stage as a line of a table."""
         sizes = {"weights": self.weights, "kept": self.kept, "activations": self.activations, "peak": self.peak}
+        sizes |= {"kept": self.kept + self.reserved} if self.reserved else {}
         return {"stage": self.name, **{key: format_bytes(value) for key, value in sizes.items()}}
 
 
@@ -102,6 +111,10 @@ class Forecast:
         """The peak with its margin."""
         return round(self.peak * MARGIN)
 
+    def stage(self, name: str) -> Stage:
+        """The stage of that name; the widest one for a stage that this model does not have."""
+        return next((stage for stage in self.stages if stage.name == name), max(self.stages, key=lambda stage: stage.peak))
+
     @property
     def fits(self) -> bool:
         return self.budget is None or self.needed <= self.budget
@@ -112,10 +125,8 @@ class Forecast:
 
     def as_data(self) -> dict[str, Any]:
         """The forecast as plain data."""
-        stages = [
-            {"stage": s.name, "weights": s.weights, "kept": s.kept, "activations": s.activations, "peak": s.peak}
-            for s in self.stages
-        ]
+        parts = ("weights", "kept", "activations", "reserved", "allocated", "peak")
+        stages = [{"stage": stage.name, **{part: getattr(stage, part) for part in parts}} for stage in self.stages]
         residency = {name: getattr(self.residency, name) for name in Residency.__dataclass_fields__}
         return {"stages": stages, "peak": self.peak, "needed": self.needed, "budget": self.budget, "residency": residency}
 
@@ -158,18 +169,22 @@ def forecast(plan: Plan, spec: ModelSpec, profile: Profile, residency: Residency
     latents = _latents(plan, spec)
     width, height = plan.header["size"]
     part = min(1.0, chosen.tile[0] * chosen.tile[1] / (width * height)) if chosen.tile else 1.0
-    frames = spec.latent_shape(1, 1, plan.header["frames"])[1]
+    frames = spec.latent_shape(width, height, plan.header["frames"])[1]
+    captured = plan.header.get("graph") == "captured" and not chosen.offload
+    keys = _keys_values(spec, profile, chosen.batch)
+    # A captured step has its own copies of its inputs and output, from its first call to the session's end.
+    own = keys + CAPTURED * latents * chosen.batch if captured else 0
+    step = round(dit_activations(plan, token_time=spec.dit.token_time and encodes(plan, spec)) * scale)
+    decoded = round(vae_caches(plan) * part) + latents * chosen.batch
+    there = resident + weights.vae
     stages = [
-        Stage("load", resident + weights.vae, 0, weights.widest),
+        Stage("load", there, 0, weights.widest),
         Stage("text", beside + text.weights, 0, text.activations),
-        Stage("sample", resident + weights.vae, _keys_values(spec, profile, chosen.batch), 0),
-        Stage("decode", resident + weights.vae, round(vae_caches(plan) * part) + latents * chosen.batch, 0),
+        Stage("sample", there, keys + own, step + STATES.get(spec.sampler, 3) * latents * chosen.batch),
+        Stage("decode", there, decoded + own, round(vae_activations(plan, chosen.chunk, frames) * part), step if captured else 0),
     ]
-    state = STATES.get(spec.sampler, 4) * latents * chosen.batch
-    stages[2] = replace(stages[2], activations=round(dit_activations(plan) * scale) + state)
-    stages[3] = replace(stages[3], activations=round(vae_activations(plan, chosen.chunk, frames) * part))
-    if spec.task == "i2v" or spec.dit.token_time:
-        stages.insert(2, Stage("image", resident + weights.vae, vae_caches(plan), vae_activations(plan, 1, frames)))
+    if encodes(plan, spec):
+        stages.insert(2, Stage("image", there, vae_caches(plan), vae_activations(plan, 1, frames)))
     return Forecast(tuple(stages), chosen)
 
 
@@ -197,82 +212,3 @@ def fastest(plan: Plan, spec: ModelSpec, tile: tuple[int, int] | None = None) ->
     frames = spec.latent_shape(width, height, plan.header["frames"])[1]
     chunk = max(1, min(frames, DECODE_PIXELS // (spec.vae.stride[0] * width * height)))
     return Residency(chunk=chunk, batch=int(plan.header["batch"]), tile=tile)
-
-
-def ladder(plan: Plan, spec: ModelSpec, profile: Profile, *, least: int = 1) -> list[Residency]:
-    """Residencies from the fastest to the smallest; each step adds one saving to those before it.
-
-    Steps: text before the transformer, smaller VAE chunks, text in int8, one expert at a time, smaller batches down to
-    `least`, VAE tiles (which change pixels near their seams), blocks streamed from the host. Those that the profile
-    forbids (`memory.offload: none`) or that change nothing are left out.
-    """
-    rows = [fastest(plan, spec, profile.memory.vae_tile)]
-
-    def add(**changes: Any) -> None:
-        step = replace(rows[-1], **changes)
-        if step != rows[-1]:
-            rows.append(step)
-
-    allowed = profile.memory.offload
-    may = {name: allowed == "auto" or (isinstance(allowed, tuple) and name in allowed) for name in ("text", "dit", "vae")}
-    if may["text"]:
-        add(text="first")
-    while rows[-1].chunk > 1:
-        add(chunk=rows[-1].chunk // 2)
-    if may["text"] and PRECISIONS[profile.precision.text].kind == "float":
-        add(text_scheme="int8-channel")
-    if may["dit"] and spec.experts:
-        add(experts="swap")
-    while rows[-1].batch // 2 >= least:
-        add(batch=rows[-1].batch // 2)
-    width, height = plan.header["size"]
-    if may["vae"] and width * height > 2 * TILE[0] * TILE[1]:
-        add(tile=rows[-1].tile or TILE)
-    if may["dit"]:
-        add(offload=True)
-    return rows
-
-
-def choose(plan: Plan, spec: ModelSpec, profile: Profile, budget: int | None, *, least: int = 1) -> Forecast:
-    """The fastest residency whose forecast fits into `budget` bytes.
-
-    `least` is the smallest batch that makes sense (2 for a guidance pair that must run together). Raises
-    UnavailableError with the table of the smallest one when nothing fits.
-    """
-    rows = ladder(plan, spec, profile, least=least)
-    made = [replace(forecast(plan, spec, profile, row), budget=budget) for row in rows]
-    found = next((row for row in made if row.fits), None)
-    if found is not None:
-        # A later step may have made an earlier saving needless; those that cost most are taken back first.
-        for name in ("tile", "batch", "text_scheme", "experts", "chunk", "text"):
-            residency = replace(found.residency, **{name: getattr(rows[0], name)})
-            without = replace(forecast(plan, spec, profile, residency), budget=budget)
-            found = without if without.fits else found
-        return found
-    smallest = min(made, key=lambda row: row.peak)
-    lines = [", ".join(f"{key} {value}" for key, value in stage.row().items()) for stage in smallest.stages]
-    raise UnavailableError(
-        f"{spec.name} at {_size(plan.header)} needs {format_bytes(smallest.needed)}, and {format_bytes(budget)} are there",
-        tried=[f"smallest way: {smallest.residency.describe(spec)}", *lines],
-        fix="choose a smaller size, fewer frames, a smaller model, or a profile with quantised weights",
-    )
-
-
-def _size(header: Mapping[str, Any]) -> str:
-    width, height = header["size"]
-    return f"{width}x{height}, {header['frames']} frames"
-
-
-__all__ = [
-    "Forecast",
-    "Residency",
-    "Stage",
-    "budget_of",
-    "choose",
-    "fastest",
-    "forecast",
-    "ladder",
-    "parse_shape",
-    "tiered",
-    "tiered_below",
-]

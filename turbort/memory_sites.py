@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from turbort.precision import PRECISIONS
 
@@ -15,11 +15,19 @@ if TYPE_CHECKING:
     from turbort.profile import Profile
 
 GROUP, BLOCK = 128, 128
+SLA_BLOCK = (64, 128)
+CODES = {"int8": 1, "int8-fp8": 2}
+"""8-bit copies of the keys, or of keys and values, that attention makes at these precisions."""
+QUANTISING = 13
+"""Bytes per value while a weight is brought into its scheme: stored codes, their scales spread out, and two float32 copies."""
+GATHERED = 1 << 26
+"""Elements of keys (and of values) that the reference's sparse attention gathers at once."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of the transformer (one expert), of its blocks alone, of the VAE, and of the widest single weight in float32."""
+    """Bytes of the transformer (one expert), of its blocks alone, and of the VAE; and what the widest weight takes while it
+    is quantised."""
 
     dit: int
     blocks: int
@@ -62,6 +70,11 @@ def matrix_bytes(shape: tuple[int, ...], precision: str, kernel: str = "", float
     return codes + 4 * rows
 
 
+def encodes(plan: Plan, spec: ModelSpec) -> bool:
+    """Whether the run encodes an image, so that the VAE's encoder is loaded, too."""
+    return spec.task == "i2v" or bool(plan.header.get("image"))
+
+
 def weight_bytes(plan: Plan, spec: ModelSpec, profile: Profile) -> Weights:
     """What loading puts on the device, parameter by parameter."""
     import torch
@@ -76,51 +89,79 @@ def weight_bytes(plan: Plan, spec: ModelSpec, profile: Profile) -> Weights:
     for name, parameter in build_dit(spec, profile.attention).named_parameters():
         owner, _, leaf = name.rpartition(".")
         choice = sites.get(f"dit/{owner}.op")
+        made = 0
         if choice is not None and choice.op == "linear" and leaf == "weight":
             size = matrix_bytes(tuple(parameter.shape), choice.precision, choice.kernel, compute)
+            made = QUANTISING if PRECISIONS[choice.precision].weight_scheme else 0
         else:
             wide = any(part in name for part in WanDit.fp32)
             size = parameter.numel() * (4 if wide else compute)
         total += size
         blocks += size if name.startswith("blocks.") else 0
-        # Quantising holds a weight in float32 together with its magnitudes and its scaled copy.
-        widest = max(widest, 3 * 4 * parameter.numel())
+        widest = max(widest, made * parameter.numel())
     with torch.device("meta"):
-        vae_total = sum(parameter.numel() for parameter in build_vae(spec.vae).parameters()) * vae
+        model = build_vae(spec.vae)
+    kept = [p for name, p in model.named_parameters() if encodes(plan, spec) or not name.startswith(model.encoding)]
+    vae_total = sum(parameter.numel() for parameter in kept) * vae
     return Weights(total, blocks, vae_total, widest)
 
 
-def dit_activations(plan: Plan) -> int:
-    """The widest moment of a block: residual stream, norm's output, and q, k, v and output or both feed-forward halves.
+def dit_activations(plan: Plan, *, token_time: bool = False) -> int:
+    """The widest moment of a block, and what lives through all of them (the rotation's tables).
 
-    In a block of width D and feed-forward width F over L tokens these are 6 L D at attention and 2 L D + 2 L F at GELU.
+    In a block of width D and feed-forward width F over L tokens, w bytes a value, e bytes where a norm hands over 8 bits:
+    at attention the stream, the norm's output, q, k, v and the result, L D (5 w + e), and what the kernel makes of k and v;
+    at GELU the stream before and after attention, the norm's output and both halves, L D (2 w + e) + L F (w + e).
+    `token_time`: the modulation of every token, once for the model and once with the block's own, and the embedding.
     """
-    moments = [0]
-    stream = 0
-    for choice in plan:
-        if not choice.path.startswith("dit/blocks."):
-            continue
+    width = float_bytes(str(plan.header.get("compute", "bf16")))
+    sites = [choice for choice in plan if choice.path.startswith("dit/blocks.")]
+    norm = next((c for c in sites if c.role == "norm" and c.op == "norm_modulate"), None)
+    handed = 1 if norm is not None and norm.emit else width
+    moments, stream, tables, tokens = [0], 0, 0, 0
+    for choice in sites:
         shapes = [parse_shape(text) for text in choice.shapes]
-        width = float_bytes(str(plan.header.get("compute", "bf16")))
         if choice.role == "self.qkv":
-            stream = max(stream, prod(shapes[0]) * width)
-        if choice.role == "attn.self":
-            moments.append(4 * prod(shapes[0]) * width + _sla_maps(choice, shapes))
+            tokens = prod(shapes[0])
+            stream = tokens * width
+        elif choice.role == "attn.self":
+            moments.append(5 * stream + handed * tokens + _attention_extra(choice, shapes, plan.header["attention"]))
+            tables = 4 * shapes[0][1] * shapes[0][3]
         elif choice.role == "ffn.in":
-            hidden = prod(shapes[0][:-1]) * shapes[1][0] * width
-            emitted = next((c.emit for c in plan if c.role == "ffn.gelu"), None)
-            moments.append(hidden + (hidden // width if emitted else hidden))
-    return 2 * stream + max(moments)
+            gelu = next((c for c in sites if c.role == "ffn.gelu"), None)
+            hidden = prod(shapes[0][:-1]) * shapes[1][0]
+            moments.append(2 * stream + handed * tokens + hidden * _gelu_width(gelu, width))
+    return max(moments) + tables + (13 * 4 * tokens if token_time else 0)
 
 
-def _sla_maps(choice: Choice, shapes: list[tuple[int, ...]]) -> int:
-    """Block scores and the chosen blocks of SLA, float32, per head."""
+def _gelu_width(choice: Choice | None, width: int) -> int:
+    """Bytes per value of GELU's argument, its result, and what the reference holds between them in float32."""
+    emits = choice is not None and choice.emit is not None
+    if choice is None or not _is_reference(choice):
+        return width + (1 if emits else width)
+    return 13 if emits else (8 if width == 4 else 10)
+
+
+def _attention_extra(choice: Choice, shapes: list[tuple[int, ...]], wish: Mapping[str, Any]) -> int:
+    """What the kernel makes for itself: 8-bit keys (and values at e4m3), SLA's block scores, the reference's floats."""
+    batch, length, heads, dim = shapes[0]
+    values = prod(shapes[0])
+    codes = CODES.get(choice.precision, 0) * values
     if choice.op != "sla_attention":
-        return 0
-    batch, length, heads, _ = shapes[0]
-    maps = 8 * batch * heads * -(-length // 64) * -(-length // 128)
-    # The reference keeps both feature maps and the linear branch's output in float32 beside the sparse one.
-    return maps + (3 * 4 * prod(shapes[0]) if _is_reference(choice) else 0)
+        return codes
+    rows, columns = map(int, wish.get("block", SLA_BLOCK))
+    queries, keys = -(-length // rows), -(-length // columns)
+    maps = 8 * batch * heads * queries * keys
+    if not _is_reference(choice):
+        return codes + maps
+    # The reference pads q, k and v into blocks, and gathers the chosen keys and values of as many query blocks as it may;
+    # where every block is chosen it attends to all and keeps both feature maps and the linear branch's output instead.
+    count = max(1, int(wish.get("topk", 1.0) * keys)) if wish.get("kind") == "sla" else keys
+    if count >= keys and choice.precision not in CODES:
+        return maps + 4 * 3 * values
+    chosen = count * columns * dim * batch * heads
+    gathered = chosen * min(queries, max(1, GATHERED // chosen))
+    return maps + 4 * (3 * values + 2 * gathered)
 
 
 def _is_reference(choice: Choice) -> bool:
@@ -150,7 +191,8 @@ def _convolutions(plan: Plan) -> Iterable[_Conv]:
     for choice in plan:
         if choice.path.startswith("vae/decoder") and choice.op in ("causal_conv3d", "vae_upsample"):
             shapes = [parse_shape(text) for text in choice.shapes]
-            yield _Conv(shapes[0], shapes[1], float_bytes(choice.precision), int(_is_reference(choice)))
+            reorders = _is_reference(choice) and not choice.kernel.endswith("/channels-last")
+            yield _Conv(shapes[0], shapes[1], float_bytes(choice.precision), int(reorders))
 
 
 def vae_caches(plan: Plan) -> int:
@@ -173,7 +215,7 @@ def vae_activations(plan: Plan, chunk: int, latent_frames: int) -> int:
             past = 2 if conv.causal else 0
             values = into * (2 * frames + (1 + conv.copies) * (frames + past) + past) + out * frames
         else:
-            values = frames * (into + 4 * out + 4 * into * (1 + conv.copies))
+            values = frames * (into + 4 * out + 4 * (into * (1 + conv.copies) if conv.copies else out))
         widest = max(widest, values * conv.frame)
     return widest
 

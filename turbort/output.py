@@ -1,4 +1,4 @@
-"""From latents to a file: the video autoencoder, and decoding in chunks, each written as soon as it is there."""
+"""From latents to a file: decoding in chunks, each written as soon as it is there."""
 
 from __future__ import annotations
 
@@ -8,42 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import torch
 from torch import Tensor
 
-from turbort.bind import Binder
-from turbort.checkpoints import open_checkpoint, stream
 from turbort.io import frames_to_uint8, open_writer
 from turbort.job import Job
-from turbort.models.spec import ModelSpec
-from turbort.models.vae import build_vae
 from turbort.models.wan_vae import WanVae
-from turbort.plan import Plan
-from turbort.planner import DTYPES
-from turbort.profile import Profile
-from turbort.registry import Registry
 from turbort.tiles import decode_tiles
-
-
-def open_vae(
-    spec: ModelSpec,
-    profile: Profile,
-    plan: Plan,
-    registry: Registry,
-    file: Path,
-    device: torch.device,
-    told: Callable[[int, int], None],
-) -> tuple[WanVae, str]:
-    """The video autoencoder, bound and with its weights in place, and the digest of its file."""
-    with torch.device("meta"):
-        vae = build_vae(spec.vae).requires_grad_(False).eval()
-    binder = Binder(vae, plan, "vae", registry, device=device, dtype=getattr(torch, DTYPES[profile.precision.vae]))
-    checkpoint = open_checkpoint(file)
-    expected = binder.expected()
-    for number, (name, value) in enumerate(stream(checkpoint, expected), start=1):
-        binder.place(name, value)
-        told(number, len(expected))
-    return vae, checkpoint.digest
 
 
 def decode(

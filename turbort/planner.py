@@ -181,8 +181,15 @@ class Planner:
 
     def emits(self, choice: Choice) -> tuple[str, ...]:
         """The schemes in which the chosen kernel of a site can hand over its output."""
+        return self._kernel(choice).emits
+
+    def capturable(self, choices: Sequence[Choice]) -> bool:
+        """Whether every kernel of the transformer allows a backend to capture the step."""
+        return all(self._kernel(choice).capturable for choice in choices if choice.path.startswith("dit/"))
+
+    def _kernel(self, choice: Choice) -> Kernel:
         backend, _, name = choice.kernel.partition("/")
-        return next(kernel.emits for kernel in self.registry.kernels(backend, choice.op) if kernel.name == name)
+        return next(kernel for kernel in self.registry.kernels(backend, choice.op) if kernel.name == name)
 
     def plan(self, sites: Sequence[Sequence[Call]]) -> tuple[Choice, ...]:
         """Choices for all sites, in call order."""
@@ -224,7 +231,13 @@ class Planner:
 
 
 def recorded(
-    spec: ModelSpec, profile: Profile, *, size: tuple[int, int], frames: int, batch: int = 1
+    spec: ModelSpec,
+    profile: Profile,
+    *,
+    size: tuple[int, int],
+    frames: int,
+    batch: int = 1,
+    image: bool = False,
 ) -> list[list[Call]]:
     """The call sites of a model at one size under a profile, each with its distinct calls."""
     from turbort.models.sites import record_model
@@ -240,6 +253,7 @@ def recorded(
         height=size[1],
         frames=frames,
         batch=batch,
+        image=image,
     )
 
 
@@ -254,8 +268,11 @@ def make_plan(
     batch: int = 1,
     target: Target | None = None,
     evidence: Evidence | None = None,
+    image: bool = False,
 ) -> Plan:
     """Record `spec` on meta at this size (width, height in pixels) and choose under `profile`.
+
+    `image` says that a picture is given to a model that can do without one.
 
     `backend` replaces the profile's own (`null` plans any profile on any machine; `cpu` rehearses it on the
     reference backend). With `evidence` precisions are chosen as `precision.policy` says. Raises UnavailableError when the
@@ -265,7 +282,7 @@ def make_plan(
     count = frames or spec.defaults.frames
     where = target or find_target(profile, registry, backend)
     planner = Planner(profile, registry, where)
-    sites = recorded(spec, profile, size=(width, height), frames=count, batch=batch)
+    sites = recorded(spec, profile, size=(width, height), frames=count, batch=batch, image=image)
     judged = judge(planner, sites, evidence, spec.name)
     planner.assigned = judged.assigned
     header = {
@@ -283,6 +300,12 @@ def make_plan(
         "fallback": profile.fallback,
         **judged.header,
     }
-    plan = Plan(header, planner.plan(sites))
+    header |= {"image": True} if image and spec.task != "i2v" else {}
+    choices = planner.plan(sites)
+    if profile.graph.capture is False or (profile.graph.capture == "auto" and not planner.capturable(choices)):
+        header["graph"] = "eager"
+    elif registry.backend(where.backend).captures:
+        header["graph"] = "captured"
+    plan = Plan(header, choices)
     notes = registry.backend(where.backend).review(spec, plan, where.device)
     return plan.with_header(notes=list(notes)) if notes else plan

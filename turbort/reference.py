@@ -89,6 +89,7 @@ def _cpu_features() -> frozenset[str]:
         "amx_bf16": "bf16",
         "amx_int8": "vnni",
         "avx512f": "avx512",
+        "avx2": "avx2",
         "bf16": "bf16",
     }
     return frozenset({"cpu"} | {tag for flag, tag in names.items() if flag in flags})

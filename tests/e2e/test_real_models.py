@@ -19,7 +19,7 @@ from turbort.checkpoints.convert import convert
 from turbort.checkpoints.lora import Lora
 from turbort.embed import PromptCache
 from turbort.errors import CheckpointError, InputError, UnavailableError
-from turbort.job import Event, Job
+from turbort.job import Job
 from turbort.memory import Residency, forecast
 from turbort.models.clip import ClipConfig, ClipVision
 from turbort.models.config import ModelSpec
@@ -294,28 +294,3 @@ def test_a_small_budget_steps_down_and_a_tiny_one_refuses(make: Make) -> None:
     assert np.abs(squeezed.astype(int) - usual.astype(int)).max() <= 2
     with pytest.raises(UnavailableError, match="needs"):
         Session.open(spec, auto, jobs=[JOB], memory_budget=smallest // 2)
-
-
-def test_running_out_of_memory_is_tried_once_more_in_smaller_pieces(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = make("ti2v")
-    batch = plain().batch.model_copy(update={"mode": "dynamic", "size": None, "min": 1, "max": 2})
-    together = plain().model_copy(update={"batch": batch})
-    jobs = [JOB, replace(JOB, seed=4)]
-    usual, _ = frames(spec, jobs, together)
-    sample, groups, events = Session._sample, [], []
-
-    def limited(self: Session, group: Any, *rest: Any) -> Any:
-        groups.append(len(group))
-        if len(group) > 1:
-            raise torch.OutOfMemoryError
-        return sample(self, group, *rest)
-
-    monkeypatch.setattr(Session, "_sample", limited)
-    with Session.open(spec, together, jobs=jobs) as session:
-        made = [result.frames for result in session.generate(jobs, events.append)]
-    assert groups == [2, 1, 1]
-    assert all(np.abs(a.astype(int) - b.astype(int)).max() <= 1 for a, b in zip(usual, made, strict=True))
-    assert [event.message for event in events if event.stage == "plan"] == [
-        "out of memory: going on with one job and one latent frame at a time"
-    ]
-    assert isinstance(events[0], Event)

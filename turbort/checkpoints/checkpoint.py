@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from turbort.checkpoints.ahead import read_ahead
 from turbort.checkpoints.detect import detect
 from turbort.checkpoints.dialect import Dialect, Entry, Value
 from turbort.checkpoints.digest import digest_files
@@ -95,15 +97,19 @@ def stream(
     *,
     ignore: Collection[str] = (),
     optional: Collection[str] = (),
+    device: torch.device | None = None,
 ) -> Iterator[tuple[str, Value]]:
     """The weights of a model one by one, in the order of `expected`, which maps names to shapes.
+
+    `device` says where they will go, so that an accelerator's are read ahead of it (`turbort.checkpoints.ahead`).
 
     Everything is checked before the first weight is read, from headers alone: a name that is missing or surplus, a wrong
     shape, or a dtype that is no weight raises CheckpointError with the first ten of each and the number of the rest.
     `ignore` are globs of surplus names to pass over (`encoder.*`), `optional` globs of expected names that may be missing.
     """
     _check(checkpoint, expected, ignore, optional)
-    return ((name, checkpoint.entries[name].read()) for name in expected if name in checkpoint.entries)
+    entries = ((name, checkpoint.entries[name]) for name in expected if name in checkpoint.entries)
+    return read_ahead(entries, device or torch.device("cpu"))
 
 
 def _check(

@@ -29,6 +29,9 @@ from turbort.quant.schemes import quantize
 MANIFEST = 1
 SUFFIXES = (".safetensors", ".pth")
 CHUNK = 8 * 2**20
+ROWS = 128
+PART, PART_ON_DEVICE = 1 << 17, 1 << 27
+"""Elements that are quantised at once: what a core's own cache holds in float32, and half a GiB on an accelerator."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,15 @@ def convert(
     precision: str,
     dialect: str = "turbort",
     on_layer: Callable[[Layer, int], None] = lambda layer, total: None,
+    device: torch.device | str = "cpu",
 ) -> Written:
     """Quantise the matrices of the blocks and write everything to `target`, whole or not at all.
 
-    Holds one weight at a time. Beside the file goes `<target>.manifest.json` with SHA-256, source and the error of every
-    weight. Raises InputError for a pair of precision and dialect that does not exist, a target that cannot be written,
-    too little space, or a checkpoint without blocks.
+    Holds one weight at a time; `device` does the arithmetic. Beside the file goes `<target>.manifest.json` with SHA-256,
+    source and the error of every weight. Raises InputError for a pair of precision and dialect that does not exist, a
+    target that cannot be written, too little space, or a checkpoint without blocks.
     """
-    form = layout(dialect, precision)
+    form, device = layout(dialect, precision), torch.device(device)
     path = _checked_target(target, dialect)
     headers = announced(checkpoint.entries, form)
     total = sum(may_quantise(name, entry.shape) for name, entry in checkpoint.entries.items() if not entry.alias)
@@ -94,7 +98,7 @@ def convert(
     rows: list[Layer] = []
 
     def fill(writer: SafetensorsWriter) -> None:
-        for layer in _stream(checkpoint, form, writer):
+        for layer in _stream(checkpoint, form, writer, device):
             rows.append(layer)
             on_layer(layer, total)
 
@@ -122,7 +126,7 @@ def _require_space(path: Path, needed: int) -> None:
         )
 
 
-def _stream(checkpoint: Checkpoint, form: Layout, writer: SafetensorsWriter) -> Iterator[Layer]:
+def _stream(checkpoint: Checkpoint, form: Layout, writer: SafetensorsWriter, device: torch.device) -> Iterator[Layer]:
     for name, entry in checkpoint.entries.items():
         if entry.alias:
             continue
@@ -132,23 +136,34 @@ def _stream(checkpoint: Checkpoint, form: Layout, writer: SafetensorsWriter) -> 
             header = form.plain(name, entry.shape, entry.dtype)
             writer.write(name, plain.reshape(header.shape).to(header.dtype))
             continue
-        q, layer = _quantised(name, value, form.scheme)
+        q, layer = _quantised(name, value, form.scheme, device)
         for stored, tensor in form.encode(name, q).items():
             writer.write(stored, tensor)
         yield layer
 
 
-def _quantised(name: str, value: Tensor | QTensor, scheme: str) -> tuple[QTensor, Layer]:
+def _quantised(name: str, value: Tensor | QTensor, scheme: str, device: torch.device) -> tuple[QTensor, Layer]:
+    """A few rows at a time: every scheme's scales are those of rows or of 128 rows, and float32 copies stay in the cache."""
     if isinstance(value, QTensor) and value.scheme == scheme:
         return value, Layer(name, role_of(name), tuple(value.shape), 0.0, 0.0, True)
-    wide = value.dequantize(torch.float32) if isinstance(value, QTensor) else value.to(torch.float32)
-    if not bool(wide.isfinite().all()):
+    wide = value.dequantize(torch.float32) if isinstance(value, QTensor) else value
+    step = max(ROWS, (PART if device.type == "cpu" else PART_ON_DEVICE) // wide.shape[1] // ROWS * ROWS)
+    codes, scales, sums = [], [], []
+    for rows in torch.split(wide, step):
+        part = rows.to(device).to(torch.float32)
+        q = quantize(part, scheme)
+        gap = q.dequantize(torch.float32).sub_(part)
+        sums.append(torch.stack([part.square().sum(), gap.abs().amax(), gap.square_().sum()]))
+        codes.append(q.values.cpu())
+        scales.append(q.scales.cpu())
+    if not sums:
+        raise InputError(f"{name} is empty", fix="download the checkpoint again")
+    every = torch.stack(sums).cpu()
+    if not bool(every.isfinite().all()):
         raise InputError(f"{name} holds values that are not finite", fix="download the checkpoint again")
-    q = quantize(wide, scheme)
-    gap = q.dequantize(torch.float32) - wide
-    power = float(wide.square().sum())
-    nmse = float(gap.square().sum()) / power if power else 0.0
-    return q, Layer(name, role_of(name), tuple(wide.shape), nmse, float(gap.abs().max()) if gap.numel() else 0.0, False)
+    power, square = float(every[:, 0].sum()), float(every[:, 2].sum())
+    layer = Layer(name, role_of(name), tuple(wide.shape), square / power if power else 0.0, float(every[:, 1].max()), False)
+    return QTensor(scheme, torch.cat(codes), torch.cat(scales), value.dtype), layer
 
 
 Fill = Callable[[SafetensorsWriter], None]

@@ -28,7 +28,6 @@ NAMINGS: tuple[Naming, ...] = (diffusers.DIT_NAMES, diffusers.VAE_NAMES, umt5.NA
 REFUSED: Mapping[str, str] = {
     ".weight_global_scale": "LightX2V's nvfp4",
     ".weight_scale_2": "an nvfp4",
-    ".deq_scale": "msmodelslim's static W8A8",
     ".lora_down.weight": "a LoRA's",
     ".lora_A.weight": "a LoRA's",
 }

@@ -36,12 +36,15 @@ def read_pickle(path: Path) -> Source:
 
 
 def _require_stored_zip(path: Path) -> None:
-    """Mapping needs torch's zip format with its entries uncompressed; torch does not check the latter."""
+    """Mapping needs torch's zip format, its entries uncompressed and each there once; torch checks neither."""
     try:
         with zipfile.ZipFile(path) as archive:
+            names = [entry.filename for entry in archive.infolist()]
             packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise unreadable(path, error) from error
+    if len(set(names)) < len(names):
+        raise unreadable(path, "two of its entries have the same name, so that it holds different weights for different readers")
     if packed:
         raise unreadable(path, f"its entry {packed[0]} is compressed, which torch.save never does", fix=PLAIN)
 

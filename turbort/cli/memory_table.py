@@ -39,7 +39,8 @@ def within(choice: Choice, budget: int | None) -> Choice:
 
 def forecast_of(choice: Choice, spec: ModelSpec, plan: Plan, budget: int | None) -> Forecast:
     """The residency that a run would choose; UnavailableError when nothing fits."""
-    from turbort.memory import budget_of, choose
+    from turbort.memory import budget_of
+    from turbort.memory_ladder import choose
 
     return choose(plan, spec, choice.profile, budget_of(choice.target.device, choice.profile, budget))
 

@@ -150,4 +150,5 @@ def make(
         frames=full.frames,
         batch=samples_per_step(choice.profile, jobs, full) if batch is None else batch,
         evidence=evidence,
+        image=full.image is not None,
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from turbort.cli import options, ui
+from turbort.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,9 @@ def quantize(
         str, typer.Option("--dialect", metavar="NAME", help="turbort, turbodiffusion or compressed-tensors.")
     ] = "turbort",
     lora: options.Loras = None,
+    device: Annotated[
+        str, typer.Option("--device", metavar="NAME", help="torch device that does the arithmetic: cpu, cuda, npu.")
+    ] = "cpu",
     layers: Annotated[bool, typer.Option("--layers", help="One line per weight instead of one per role.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
     json: options.Json = False,
@@ -45,7 +49,7 @@ def quantize(
             ui.say(f"{done} of {total}: {layer.name}")
 
     checkpoint = fuse(open_checkpoint(source), [parse_lora(text) for text in lora or ()])
-    written = convert(checkpoint, target, precision, dialect, progress)
+    written = convert(checkpoint, target, precision, dialect, progress, _usable(device))
     if json:
         ui.emit_json({**asdict(written), "path": str(written.path), "manifest": str(written.manifest)})
         return
@@ -53,6 +57,18 @@ def quantize(
         ui.table(_rows(written.layers, each=layers), COLUMNS, title=f"{checkpoint.path}: {precision} in {dialect}", stderr=True)
         ui.say(f"sha256 {written.sha256}, {written.bytes} bytes, manifest {written.manifest}")
     ui.result(str(written.path))
+
+
+def _usable(device: str) -> str:
+    """InputError for a name that torch does not know or has no device for."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise InputError(f"--device {device}: {reason}", fix="leave it out to quantise on the CPU") from None
+    return device
 
 
 def _rows(layers: Sequence[Layer], *, each: bool) -> list[dict[str, Any]]:

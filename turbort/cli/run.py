@@ -246,6 +246,7 @@ def execute(work: Work, jobs: Sequence[Job], *, quiet: bool) -> tuple[list[Resul
 
 
 def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result], dict[str, Any]]:
+    from turbort.cli.memory_table import forecast_of, memory_table
     from turbort.cli.outputs import Ledger
     from turbort.cli.plan import make
     from turbort.cli.plan_table import plan_table
@@ -259,8 +260,12 @@ def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result],
             ledger.add(jobs[number])
 
     plan = work.plan or make(work.choice, work.spec, jobs[0], jobs=len(jobs))
+    memory = forecast_of(work.choice, work.spec, plan, work.budget)
     if not quiet:
         plan_table(plan, stderr=True)
+    # A model that comes with turbort fits everywhere; for the others this is what people want to know before they wait.
+    if not quiet and (work.spec.root is None or work.budget is not None):
+        memory_table(memory, work.spec, stderr=True)
     with Display(quiet=quiet, jobs=len(jobs), on_written=written) as display:
         on = work.on or work.choice.target.backend
         opened = Session.open(
@@ -272,6 +277,7 @@ def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result],
             jobs=jobs,
             root=work.weights,
             on_event=display,
+            memory=memory,
             **_session_options(work),
         )
         with opened as session:

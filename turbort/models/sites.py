@@ -53,14 +53,26 @@ def record_dit(
     x = torch.empty(batch, dense.in_channels, *channels[1:], device="meta", dtype=compute)
     time = torch.empty(batch, device="meta")
     text = torch.empty(batch, dense.text_len, dense.text_dim, device="meta", dtype=compute)
-    image = torch.empty(batch, spec.image_tokens, dense.image_dim, device="meta", dtype=compute) if dense.image_embed else None
-    return record(dit, lambda: dit(x, time, text, image=image), "dit")
+    tokens = torch.empty(batch, spec.image_tokens, dense.image_dim, device="meta", dtype=compute) if dense.image_embed else None
+    return record(dit, lambda: dit(x, time, text, image=tokens), "dit")
 
 
 def record_model(
-    spec: ModelSpec, *, attention: AttentionWish, dtype: str, vae_dtype: str, width: int, height: int, frames: int, batch: int
+    spec: ModelSpec,
+    *,
+    attention: AttentionWish,
+    dtype: str,
+    vae_dtype: str,
+    width: int,
+    height: int,
+    frames: int,
+    batch: int,
+    image: bool = False,
 ) -> list[list[Call]]:
-    """Distinct calls per site of the transformer (`dit/...`) and the video decoder (`vae/...`)."""
+    """Distinct calls per site of the transformer (`dit/...`) and the video decoder (`vae/...`).
+
+    `image` records the video encoder, too, for a model that can do without it; one that continues images always has it.
+    """
     channels = spec.latent_shape(width, height, frames)
     sites = record_dit(spec, attention=attention, dtype=dtype, width=width, height=height, frames=frames, batch=batch)
     with torch.device("meta"):
@@ -68,8 +80,9 @@ def record_model(
     # Three latent frames show every shape that a streaming decoder meets: the first, the second and a later chunk.
     latents = torch.empty(batch, channels[0], min(3, channels[1]), *channels[2:], device="meta", dtype=getattr(torch, vae_dtype))
     sites += record(vae, lambda: list(vae.decode_stream(latents)), "vae")
-    if spec.task != "i2v":
+    if spec.task != "i2v" and not image:
         return sites
-    # The encoder of an image-to-video run meets its last shapes in the third chunk, too.
-    clip = torch.empty(1, 3, min(frames, 9), height, width, device="meta", dtype=getattr(torch, vae_dtype))
+    # The encoder of an image-to-video run meets its last shapes in the third chunk, too; TI2V encodes the picture alone.
+    seen = min(frames, 9) if spec.task == "i2v" else 1
+    clip = torch.empty(1, 3, seen, height, width, device="meta", dtype=getattr(torch, vae_dtype))
     return sites + record(vae, lambda: list(vae.encode_stream(clip)), "vae")

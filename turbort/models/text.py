@@ -46,7 +46,7 @@ class TextEncoder:
         with torch.device("meta"):
             model = Umt5(spec.text).requires_grad_(False).eval()
         expected = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        for name, value in stream(open_checkpoint(files["text"]), expected):
+        for name, value in stream(open_checkpoint(files["text"]), expected, device=torch.device(device)):
             _place(model, name, value, torch.device(device), dtype, scheme)
         return cls(Tokenizer(files["tokenizer"], spec.dit.text_len), model, spec.dit.text_len)
 
@@ -78,8 +78,8 @@ def _place(
     if isinstance(value, QTensor) and linear:
         packed = value.to(device)
     else:
-        plain = value.dequantize(dtype) if isinstance(value, QTensor) else value
-        packed = plain.to(device, dtype).contiguous()
+        there = value.to(device)
+        packed = (there.dequantize(dtype) if isinstance(there, QTensor) else there.to(dtype)).contiguous()
         if scheme is not None and linear:
             packed = quantize(packed, scheme)
     del module._parameters[attribute]

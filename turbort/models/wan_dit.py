@@ -203,7 +203,14 @@ class WanDit(nn.Module):
         return [block.encode_text(text, tokens) for block in self._blocks()]
 
     def embed_time(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """float32 embedding [B, 1 | L, D] and modulation [B, 1 | L, 6, D] of t [B] or [B, L]."""
+        """float32 embedding [B, 1 | L, D] and modulation [B, 1 | L, 6, D] of t [B] or [B, L].
+
+        One sample at a time: a product with one row is another routine than one with several, and a video must not depend
+        on what shares its batch.
+        """
+        if len(t) > 1:
+            rows = [self.embed_time(row) for row in torch.split(t, 1)]
+            return torch.cat([embedding for embedding, _ in rows]), torch.cat([time for _, time in rows])
         t = t[:, None] if t.ndim == 1 else t
         with no_autocast(t):
             wave = sinusoid(t, self.config.freq_dim)

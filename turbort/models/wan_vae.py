@@ -71,6 +71,9 @@ class WanVae(nn.Module):
     `encode_stream` and `decode_stream` work in chunks with bounded memory and give the same values.
     """
 
+    # Parameters that only encoding reads, by the beginning of their name; a video made from text alone needs none of them.
+    encoding = ("encoder.", "conv1.")
+
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         self.config = config

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbort.ops._numeric import wide
-from turbort.ops.conv import Size3, front_frames
+from turbort.ops.conv import Size3, joined_inner
 from turbort.ops.upsample_phases import vae_upsample
 
 __all__ = ["causal_conv3d", "vae_norm_silu", "vae_upsample"]
@@ -31,9 +31,7 @@ def causal_conv3d(
 ) -> Tensor:
     """The reference `causal_conv3d` through oneDNN; returns a channels-last tensor."""
     pt, ph, pw = padding
-    if pt:
-        x = torch.cat((front_frames(x, cache, 2 * pt), x), dim=2)
-    x = x.contiguous(memory_format=INNER)
+    x = joined_inner(x, cache, 2 * pt) if pt else x.contiguous(memory_format=INNER)
     bias = None if bias is None else bias.to(x.dtype)
     y: Tensor = torch.mkldnn_convolution(x, weight.to(x.dtype), bias, (0, ph, pw), stride, (1, 1, 1), 1)
     return y
@@ -42,6 +40,8 @@ def causal_conv3d(
 def vae_norm_silu(x: Tensor, gamma: Tensor, *, eps: float = 1e-12) -> Tensor:
     """The reference `vae_norm_silu` with one float32 buffer."""
     channels = x.shape[1]
+    # What follows is a convolution, which wants this layout and joins the frame before, which has it.
+    x = x.contiguous(memory_format=INNER) if x.dim() == 5 else x
     gain = wide(gamma).reshape(1, channels, *(1,) * (x.dim() - 2)) * channels**0.5
     inverse = wide(x).square().sum(1, keepdim=True).sqrt_().clamp_min_(eps).reciprocal_()
     return F.silu((x * inverse).mul_(gain), inplace=True).to(x.dtype)

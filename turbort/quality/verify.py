@@ -170,7 +170,7 @@ class _Pair:
                 fix="verify on a device with more memory, or at a smaller size",
             )
         self._dits = {role: SiteErrors(plan, plain, "dit", base.model(role), other.model(role)) for role in base.roles}
-        self._vae = SiteErrors(plan, plain, "vae", base._vae, other._vae)
+        self._vae = SiteErrors(plan, plain, "vae", base.vae, other.vae)
 
     @property
     def sites(self) -> list[Site]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +42,14 @@ class QTensor:
     def size(self, dim: int) -> int:
         return self.values.size(dim)
 
-    def to(self, device: Any) -> QTensor:
-        """The same values on another device."""
-        mask = None if self.mask is None else self.mask.to(device)
-        return QTensor(self.scheme, self.values.to(device), self.scales.to(device), self.dtype, mask, self.tile)
+    def to(self, device: Any, *, non_blocking: bool = False) -> QTensor:
+        """The same values on another device; `non_blocking` as in torch, for pinned memory."""
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> QTensor:
+        """The same with `change` done to values, scales and mask."""
+        mask = None if self.mask is None else change(self.mask)
+        return QTensor(self.scheme, change(self.values), change(self.scales), self.dtype, mask, self.tile)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The float values these stand for, in `dtype` (default: `self.dtype`)."""

@@ -25,6 +25,7 @@ class Ascend(Backend):
     """
 
     name = "ascend"
+    captures = True
 
     def probe(self) -> list[Device] | Unavailable:
         chip = os.environ.get(EMULATE)

@@ -35,6 +35,7 @@ class Cuda(Backend):
     """
 
     name = "cuda"
+    captures = True
 
     def probe(self) -> list[Device] | Unavailable:
         if importlib.util.find_spec("torch") is None:

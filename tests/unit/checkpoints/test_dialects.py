@@ -282,7 +282,7 @@ def test_float64_is_narrowed(tmp_path):
     [
         ({"a.weight_global_scale": torch.zeros(1)}, "nvfp4"),
         ({"a.lora_A.weight": torch.zeros(1)}, "LoRA"),
-        ({"a.deq_scale": torch.zeros(1)}, "msmodelslim"),
+        ({"a.deq_scale": torch.zeros(1)}, "quant_model_description"),
     ],
 )
 def test_known_dialects_that_are_not_read_are_named(tmp_path, extra, words):

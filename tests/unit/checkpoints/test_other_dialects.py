@@ -239,7 +239,8 @@ def test_modelslim(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s, t: t.update({f"{LINEAR}.weight": "W8A8"}), r"blocks\.0\.ffn\.0\.weight is W8A8"),
+        (lambda s, t: t.update({f"{LINEAR}.weight": "W4A4"}), r"blocks\.0\.ffn\.0\.weight is W4A4"),
+        (lambda s, t: t.update({f"{LINEAR}.weight": "W8A8"}), r"blocks\.0\.ffn\.0\.deq_scale is missing"),
         (lambda s, t: t.pop(f"{LINEAR}.bias"), r"does not describe\n  - blocks\.0\.ffn\.0\.bias"),
         (lambda s, t: s.pop(f"{LINEAR}.weight_scale"), r"blocks\.0\.ffn\.0\.weight_scale is missing"),
         (lambda s, t: s.update({f"{LINEAR}.weight_offset": torch.ones(24, 1)}), "weight_offset is not zero"),
@@ -253,8 +254,53 @@ def test_modelslim_mutations(tmp_path, change, words):
         read(written(tmp_path, stored, quant_model_description=types))
 
 
-def test_static_w8a8_is_refused_by_name(tmp_path):
-    stored, _, types = modelslim(fill(SHAPES))
-    stored[f"{LINEAR}.deq_scale"] = torch.ones(24)
-    with pytest.raises(CheckpointError, match="msmodelslim's static W8A8"):
+def static(weights, *, packed, offset):
+    """W8A8 with one scale and offset for the inputs, which the stored bias and scale have taken in."""
+    stored, meant, types = dict(weights), dict(weights), {}
+    for linear in LINEARS:
+        q, width = quantize(weights[f"{linear}.weight"], "int8-channel"), torch.tensor([0.037])
+        deq = (q.scales * width).flatten()
+        bias = stored.pop(f"{linear}.bias") / deq - offset * q.values.sum(dim=1, dtype=torch.int64)
+        new = {
+            "weight": q.values,
+            "deq_scale": deq.view(torch.int32).to(torch.int64) if packed else deq,
+            "input_scale": width,
+            "input_offset": torch.tensor([offset], dtype=torch.int8),
+            "quant_bias": bias.round().to(torch.int32),
+        }
+        stored |= {f"{linear}.{leaf}": value for leaf, value in new.items()}
+        types |= {f"{linear}.{leaf}": "W8A8" for leaf in new}
+        meant[f"{linear}.weight"] = q
+    return stored, meant, {**dict.fromkeys(stored, "FLOAT"), **types}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("offset", [0, -17])
+def test_modelslim_static(tmp_path, packed, offset):
+    weights = fill(SHAPES)
+    stored, meant, types = static(weights, packed=packed, offset=offset)
+    dialect, got = read(written(tmp_path, stored, quant_model_description_w8a8=types))
+    assert dialect == "msmodelslim"
+    for linear in LINEARS:
+        q = got[f"{linear}.weight"]
+        assert torch.equal(q.values, meant[f"{linear}.weight"].values)  # the codes bit for bit
+        torch.testing.assert_close(q.scales, meant[f"{linear}.weight"].scales)
+        step = float((q.scales * 0.037).max())  # quant_bias is a whole number of these, and bf16 keeps 8 bits
+        torch.testing.assert_close(got[f"{linear}.bias"].float(), weights[f"{linear}.bias"].float(), atol=step, rtol=2**-7)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value", "words"),
+    [
+        ("quant_bias", torch.zeros(24), r"quant_bias is torch\.float32 \[24\], not 24 of torch\.int32"),
+        ("deq_scale", torch.ones(23), r"deq_scale is torch\.float32 \[23\]"),
+        ("deq_scale", torch.zeros(24), "not all positive"),
+        ("input_scale", torch.tensor([float("nan")]), "not all positive"),
+        ("weight", torch.ones(24, 16), "says an int8 matrix"),
+    ],
+)
+def test_modelslim_static_mutations(tmp_path, leaf, value, words):
+    stored, _, types = static(fill(SHAPES), packed=False, offset=3)
+    stored[f"{LINEAR}.{leaf}"] = value
+    with pytest.raises(CheckpointError, match=words):
         read(written(tmp_path, stored, quant_model_description=types))

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from turbort.ops.conv import Size3, front_frames
+from turbort.ops.conv import Size3, joined_inner
 from turbort.ops.upsample_phases import phase_weights
 from turbort_cuda.launch import on
 
@@ -88,9 +88,7 @@ def causal_conv3d(
 ) -> Tensor:
     """`turbort.ops.causal_conv3d` with channels innermost, which cuDNN's tensor-core convolutions want."""
     pt, ph, pw = padding
-    if pt:
-        x = torch.cat((front_frames(x, cache, 2 * pt), x), dim=2)
-    x = x.contiguous(memory_format=INNER)
+    x = joined_inner(x, cache, 2 * pt) if pt else x.contiguous(memory_format=INNER)
     return F.conv3d(
         x, _laid_out(weight, x.dtype, INNER), None if bias is None else bias.to(x.dtype), stride=stride, padding=(0, ph, pw)
     )

@@ -1,0 +1,104 @@
+"""What to keep where: residencies from the fastest to the smallest, the one that fits, and the next one down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from turbort.errors import UnavailableError
+from turbort.memory import Forecast, Residency, fastest, forecast
+from turbort.precision import PRECISIONS
+from turbort.units import format_bytes
+
+if TYPE_CHECKING:
+    from turbort.models.spec import ModelSpec
+    from turbort.plan import Plan
+    from turbort.profile import Profile
+
+TILE = (256, 256)
+"""Height and width in pixels of VAE tiles, where the profile names none."""
+WORTH = 0.99
+"""A step down after running out of memory must bring the stage that failed to this share of its forecast, or less."""
+
+Saving = Callable[[Residency], Residency]
+
+
+def savings(plan: Plan, spec: ModelSpec, profile: Profile, *, least: int = 1) -> Iterator[Saving]:
+    """Ways to need less, the cheapest first; each returns its argument when it has nothing (more) to save.
+
+    Text before the transformer, smaller VAE chunks, text in int8, one expert at a time, smaller batches down to `least`,
+    VAE tiles (which change pixels near their seams), blocks streamed from the host. Those that the profile forbids
+    (`memory.offload: none`) are left out.
+    """
+    allowed = profile.memory.offload
+    may = {name: allowed == "auto" or (isinstance(allowed, tuple) and name in allowed) for name in ("text", "dit", "vae")}
+    width, height = plan.header["size"]
+    if may["text"]:
+        yield lambda row: replace(row, text="first")
+    yield lambda row: replace(row, chunk=max(1, row.chunk // 2))
+    if may["text"] and PRECISIONS[profile.precision.text].kind == "float":
+        yield lambda row: replace(row, text_scheme="int8-channel")
+    if may["dit"] and spec.experts:
+        yield lambda row: replace(row, experts="swap")
+    yield lambda row: replace(row, batch=row.batch // 2) if row.batch // 2 >= least else row
+    if may["vae"] and width * height > 2 * TILE[0] * TILE[1]:
+        yield lambda row: replace(row, tile=row.tile or TILE)
+    if may["dit"]:
+        yield lambda row: replace(row, offload=True)
+
+
+def ladder(plan: Plan, spec: ModelSpec, profile: Profile, *, least: int = 1) -> list[Residency]:
+    """Residencies from the fastest to the smallest; each step adds one saving to those before it."""
+    rows = [fastest(plan, spec, profile.memory.vae_tile)]
+    for saving in savings(plan, spec, profile, least=least):
+        while (step := saving(rows[-1])) != rows[-1]:
+            rows.append(step)
+    return rows
+
+
+def choose(plan: Plan, spec: ModelSpec, profile: Profile, budget: int | None, *, least: int = 1) -> Forecast:
+    """The fastest residency whose forecast fits into `budget` bytes.
+
+    `least` is the smallest batch that makes sense (2 for a guidance pair that must run together). Raises
+    UnavailableError with the table of the smallest one when nothing fits.
+    """
+    rows = ladder(plan, spec, profile, least=least)
+    made = [replace(forecast(plan, spec, profile, row), budget=budget) for row in rows]
+    found = next((row for row in made if row.fits), None)
+    if found is not None:
+        # A later step may have made an earlier saving needless; those that cost most are taken back first.
+        for name in ("tile", "batch", "text_scheme", "experts", "chunk", "text"):
+            residency = replace(found.residency, **{name: getattr(rows[0], name)})
+            without = replace(forecast(plan, spec, profile, residency), budget=budget)
+            found = without if without.fits else found
+        return found
+    smallest = min(made, key=lambda row: row.peak)
+    width, height = plan.header["size"]
+    what = f"{spec.name} at {width}x{height}, {plan.header['frames']} frames"
+    raise UnavailableError(
+        f"{what} needs {format_bytes(smallest.needed)}, and {format_bytes(budget)} are there",
+        tried=[f"smallest way: {smallest.residency.describe(spec)}", *_lines(smallest)],
+        fix="choose a smaller size, fewer frames, a smaller model, or a profile with quantised weights",
+    )
+
+
+def step_down(plan: Plan, spec: ModelSpec, profile: Profile, now: Forecast, stage: str) -> Forecast:
+    """The next residency below `now` in which `stage`, which ran out of memory, needs noticeably less.
+
+    Raises UnavailableError with the stage's forecast when nothing is left to save.
+    """
+    failed = now.stage(stage)
+    for saving in savings(plan, spec, profile):
+        made = replace(forecast(plan, spec, profile, saving(now.residency)), budget=now.budget)
+        if made.stage(stage).peak <= WORTH * failed.peak:
+            return made
+    raise UnavailableError(
+        f"the device ran out of memory in stage {stage}, and nothing is left to save",
+        tried=[now.residency.describe(spec), *_lines(now)],
+        fix="choose a smaller size or fewer frames, free the device, or name what is there with --memory-budget",
+    )
+
+
+def _lines(made: Forecast) -> list[str]:
+    return [", ".join(f"{key} {value}" for key, value in stage.row().items()) for stage in made.stages]
