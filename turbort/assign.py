@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from turbort.calibration import Calibration, SiteRecord
+from turbort.calibration import Calibration
 from turbort.costs import Costs
 from turbort.errors import InputError
 from turbort.kernel import Call
 from turbort.knapsack import Option, Selection, frontier, solve
 from turbort.precision import PRECISIONS
 from turbort.roofline import weight_bytes
+from turbort.site_record import SiteRecord
 
 if TYPE_CHECKING:
     from turbort.planner import Planner
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 LINEAR_OPS = ("linear",)
 TOGETHER = 4
 """Readers of one activation that are chosen together (the text's keys and values of all blocks read one, unquantised)."""
+TIE = 0.01
+"""Predicted times that differ by less count as equal, and the smaller error decides: neither source is that exact."""
 TEXT_ROLE = "cross.kv"
 """Runs once per prompt, not once per step."""
 
@@ -92,7 +95,8 @@ class Problem:
 
     def solve(self, error: float, memory: float = math.inf) -> Assignment:
         """The fastest assignment within `error` and `memory` bytes; InputError that says what is reachable."""
-        found = solve([[option for _, option in options] for options in self._options], error=error, memory=memory)
+        groups = [[option for _, option in options] for options in self._options]
+        found = solve(groups, error=error, memory=memory, tie=TIE)
         if found is None:
             safest = sum(min(option.error for _, option in options) for options in self._options)
             smallest = sum(min(option.memory for _, option in options) for options in self._options)
@@ -186,16 +190,15 @@ def _site(planner: Planner, calls: Sequence[Call], record: SiteRecord, costs: Co
     if not names:
         return None
     source = costs.source(call, names)
-    density = 1.0 - record.weight_sparsity
 
-    def share(name: str) -> float:
-        return density if name.startswith("bsq") else 1.0
+    def share(name: str, empty: float) -> float:
+        return 1.0 - empty if name.startswith("bsq") else 1.0
 
     return Site(
         call,
-        {name: costs.seconds(call, name, source, share(name)) for name in names},
+        {name: costs.seconds(call, name, source, share(name, record.empty_blocks)) for name in names},
         {name: 0.0 if PRECISIONS[name].kind == "float" else record.felt(name) for name in names},
-        {name: weight_bytes(call, name, share(name)) for name in names},
+        {name: weight_bytes(call, name, share(name, record.weight_sparsity)) for name in names},
         source,
         1.0 / steps if call.role == TEXT_ROLE else 1.0,
     )

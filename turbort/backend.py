@@ -146,6 +146,17 @@ class Backend(ABC):
 
         raise InputError(f"backend {self.name} cannot be emulated", fix="leave out --emulated")
 
+    def op_times(self, device: Device, call: Callable[[], Any]) -> Mapping[str, float]:
+        """Seconds of one `call`'s kernels by class of work (`gemm`, `attention`, `quantisation`, ...); empty: cannot trace."""
+        return {}
+
+    def tune(self, device: Device, plan: Plan) -> Iterator[Mapping[str, Any]]:
+        """Try the kernels' configurations at the plan's sizes and keep the fastest for this machine.
+
+        Rows: `kernel`, `key`, `config`, `ms`, and `shipped_ms` of what would be used otherwise.
+        """
+        return iter(())
+
     def explain(self, device: Device) -> Mapping[str, str]:
         """Rows for `turbort devices` and `turbort doctor`."""
         return device.details

@@ -66,8 +66,14 @@ class _States:
     memory: Floats
 
 
-def solve(groups: Sequence[Sequence[Option]], *, error: float = math.inf, memory: float = math.inf) -> Selection | None:
-    """The fastest selection within both bounds; None when none was found."""
+def solve(
+    groups: Sequence[Sequence[Option]], *, error: float = math.inf, memory: float = math.inf, tie: float = 0.0
+) -> Selection | None:
+    """The fastest selection within both bounds; None when none was found.
+
+    Among selections that take at most `tie` longer (relative), which times are not known well enough to tell apart, the
+    one with the least error is taken.
+    """
     if math.isfinite(memory):
         front = _merge_all(groups, error, memory, DENSE_LIMIT)
         front = _priced(groups, error, memory) if front is None else front
@@ -76,7 +82,9 @@ def solve(groups: Sequence[Sequence[Option]], *, error: float = math.inf, memory
     fitting = [found for found in front if found.error <= _roomy(error) and found.memory <= _roomy(memory)]
     if not fitting:
         return None
-    best = min(fitting, key=lambda found: (found.time, found.error))
+    least = min(found.time for found in fitting)
+    close = [found for found in fitting if found.time <= least * (1 + tie)]
+    best = min(close, key=lambda found: (found.error, found.time) if tie else (found.time, found.error))
     return Selection(best.picks, best.time, best.error, best.memory, min(best.time, lower_bound(groups, error, memory)))
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from turbort.precision import PRECISIONS
 
 if TYPE_CHECKING:
-    from turbort.models.spec import ModelSpec
+    from turbort.models.config import DitConfig, TextConfig, VaeConfig
+    from turbort.models.spec import ModelSpec, Sla
     from turbort.plan import Choice, Plan
     from turbort.profile import Profile
 
@@ -77,32 +79,28 @@ def encodes(plan: Plan, spec: ModelSpec) -> bool:
 
 def weight_bytes(plan: Plan, spec: ModelSpec, profile: Profile) -> Weights:
     """What loading puts on the device, parameter by parameter."""
-    import torch
-
-    from turbort.models.sites import build_dit
-    from turbort.models.vae import build_vae
+    from turbort.models.sites import self_attention
     from turbort.models.wan_dit import WanDit
 
     compute, vae = float_bytes(profile.precision.compute), float_bytes(profile.precision.vae)
     sites = {choice.path: choice for choice in plan if choice.path.startswith("dit/")}
     total = blocks = widest = 0
-    for name, parameter in build_dit(spec, profile.attention).named_parameters():
+    for name, shape in _dit_shapes(spec.dit, self_attention(spec, profile.attention)):
+        values = prod(shape)
         owner, _, leaf = name.rpartition(".")
         choice = sites.get(f"dit/{owner}.op")
         made = 0
         if choice is not None and choice.op == "linear" and leaf == "weight":
-            size = matrix_bytes(tuple(parameter.shape), choice.precision, choice.kernel, compute)
+            size = matrix_bytes(shape, choice.precision, choice.kernel, compute)
             made = QUANTISING if PRECISIONS[choice.precision].weight_scheme else 0
         else:
             wide = any(part in name for part in WanDit.fp32)
-            size = parameter.numel() * (4 if wide else compute)
+            size = values * (4 if wide else compute)
         total += size
         blocks += size if name.startswith("blocks.") else 0
-        widest = max(widest, made * parameter.numel())
-    with torch.device("meta"):
-        model = build_vae(spec.vae)
-    kept = [p for name, p in model.named_parameters() if encodes(plan, spec) or not name.startswith(model.encoding)]
-    vae_total = sum(parameter.numel() for parameter in kept) * vae
+        widest = max(widest, made * values)
+    decoder, whole = _vae_values(spec.vae)
+    vae_total = (whole if encodes(plan, spec) else decoder) * vae
     return Weights(total, blocks, vae_total, widest)
 
 
@@ -222,21 +220,53 @@ def vae_activations(plan: Plan, chunk: int, latent_frames: int) -> int:
 
 def text_bytes(spec: ModelSpec, profile: Profile, scheme: str | None) -> Text:
     """The umT5 encoder as it is loaded: matrices in `scheme` or the profile's precision, the rest in floats."""
-    import torch
-
-    from turbort.models.layers import Linear
-    from turbort.models.umt5 import Umt5
-
     named = PRECISIONS[profile.precision.text]
     scheme = scheme or named.weight_scheme
     floats = float_bytes(named.name if named.kind == "float" else profile.precision.compute)
-    with torch.device("meta"):
-        model = Umt5(spec.text)
-    matrices = sum(module.weight.numel() for module in model.modules() if isinstance(module, Linear))
-    every = sum(parameter.numel() for parameter in model.parameters())
+    matrices, every = _text_values(spec.text)
     weights = every * floats if scheme is None else (every - matrices) * floats + matrices
     length, config = min(spec.text.text_len, spec.dit.text_len), spec.text
     # Scores and their softmax in float32 beside q, k, v, the residual and both halves of the gated feed-forward.
     scores = 2 * 4 * config.heads * length * length
     rows = floats * length * (5 * config.dim + 3 * config.ffn_dim)
     return Text(weights, scores + rows)
+
+
+# A choice among residencies asks for these again and again, and building a large model on meta takes a second.
+
+
+@cache
+def _dit_shapes(config: DitConfig, attention: Sla | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    import torch
+
+    from turbort.models.wan_dit import WanDit
+
+    with torch.device("meta"):
+        return tuple((name, tuple(parameter.shape)) for name, parameter in WanDit(config, attention).named_parameters())
+
+
+@cache
+def _vae_values(config: VaeConfig) -> tuple[int, int]:
+    """Values of the decoder's weights, and of all."""
+    import torch
+
+    from turbort.models.vae import build_vae
+
+    with torch.device("meta"):
+        model = build_vae(config)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    return sum(size for name, size in sizes.items() if not name.startswith(model.encoding)), sum(sizes.values())
+
+
+@cache
+def _text_values(config: TextConfig) -> tuple[int, int]:
+    """Values of the text encoder's matrices, and of all its weights."""
+    import torch
+
+    from turbort.models.layers import Linear
+    from turbort.models.umt5 import Umt5
+
+    with torch.device("meta"):
+        model = Umt5(config)
+    matrices = sum(module.weight.numel() for module in model.modules() if isinstance(module, Linear))
+    return matrices, sum(parameter.numel() for parameter in model.parameters())

@@ -83,7 +83,7 @@ def figures_for(arch: str, others: Sequence[str] = ()) -> Figures | None:
 def seconds(call: Call, precision: str, figures: Figures, *, compute: str = "bf16", density: float = 1.0) -> float:
     """One call of a linear (x in the precision's own format) or an attention; other ops are passes over their tensors.
 
-    `density` is the share of weight tiles that a block-sparse precision keeps.
+    `density` is the share of a block-sparse weight that is multiplied.
     """
     named = PRECISIONS[precision]
     if call.op == "linear":

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections import Counter, defaultdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ WORTH = ("sla_attention", "attention", "linear", "qk_norm_rope", "norm_modulate"
 """Ops in the order of what they decide; the others follow."""
 TABLE = 9_500
 """Characters of the last table: what a terminal that keeps the end of the output still shows."""
+LIMIT = 185.0
 NEAREST = 12
 """How many passing shapes are shown; the file has them all."""
 
@@ -30,11 +32,9 @@ def run(args: argparse.Namespace) -> bool:
     started = time.perf_counter()
     import torch
 
-    devices = torch.cuda.device_count()
-    name = torch.cuda.get_device_name(0) if devices else "interpreter"
-    jobs = args.jobs or max(2, min(28, (os.cpu_count() or 4) - 2))
-    pool = Pool("benchmarks.cuda.check_worker", jobs, devices, args.limit)
-    rows = pool.run(_tasks(args.only))
+    name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "interpreter"
+    jobs = workers(args)
+    rows = run_all([*shape_tasks(args.only), *_case_tasks(args.only)], jobs, args.limit or LIMIT)
     seconds = time.perf_counter() - started
     text = table(rows)
     print(text, flush=True)
@@ -47,9 +47,20 @@ def run(args: argparse.Namespace) -> bool:
     return not any(counts[verdict] for verdict in ("FAIL", "lost"))
 
 
-def _tasks(only: str) -> list[Row]:
-    from fnmatch import fnmatchcase
+def workers(args: argparse.Namespace) -> int:
+    """How many processes: nearly one per core, which compiling needs."""
+    return int(args.jobs or max(2, min(28, (os.cpu_count() or 4) - 2)))
 
+
+def run_all(tasks: list[Row], jobs: int, seconds: float) -> list[Row]:
+    """The rows of these tasks, on every GPU that is there."""
+    import torch
+
+    return Pool("benchmarks.cuda.check_worker", jobs, torch.cuda.device_count(), seconds).run(tasks)
+
+
+def shape_tasks(only: str) -> list[Row]:
+    """Tasks for the kernels at the workload's shapes."""
     from benchmarks.cuda.shapes import GROUPS, names
 
     tasks: list[Row] = []
@@ -57,6 +68,11 @@ def _tasks(only: str) -> list[Row]:
         chosen = [name for name in names(group) if fnmatchcase(name, only)]
         # Few at a time for compiling, and not one by one: each worker's checks hold some GiB.
         tasks += [{"kind": "shape", "items": chosen[start : start + 4]} for start in range(0, len(chosen), 4)]
+    return [task for task in tasks if task["items"]]
+
+
+def _case_tasks(only: str) -> list[Row]:
+    """Tasks for the conformance suite: cases of one sample together, which share its true result."""
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     late: list[str] = []
     for case in suite().cases:
@@ -65,7 +81,7 @@ def _tasks(only: str) -> list[Row]:
             (late if kernel == "torch" else groups[op, sample]).append(case)
     order = {op: index for index, op in enumerate(WORTH)}
     ranked = sorted(groups.items(), key=lambda entry: order.get(entry[0][0], len(order)))
-    tasks += [{"kind": "case", "items": cases} for _, cases in ranked]
+    tasks = [{"kind": "case", "items": cases} for _, cases in ranked]
     tasks += [{"kind": "case", "items": late[start : start + 12]} for start in range(0, len(late), 12)]
     if only == "*":
         tasks.append({"kind": "case", "items": [*suite().backend_ids, "ledger"]})
@@ -117,7 +133,7 @@ def _fit(lines: list[str], summary: list[str]) -> str:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What `check` takes on the command line."""
     parser.add_argument("--jobs", type=int, default=0, help="check: worker processes (default: nearly one per core)")
-    parser.add_argument("--limit", type=float, default=185.0, help="check, session: seconds after which what is left is not run")
+    parser.add_argument("--limit", type=float, help="check, session: seconds after which the rest is not run (185, 330)")
     parser.add_argument("--only", default="*", metavar="GLOB", help="check: only these cases and shapes")
 
 

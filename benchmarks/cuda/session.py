@@ -1,8 +1,8 @@
 """The measurements that matter, in the order of what they decide, within a fixed time: for a GPU that is there for minutes only.
 
-Every job is a process of its own with its own limit. All of them are started at once, so that their imports are done when their
-turn comes, and then run one after the other; a row is written as soon as it is measured, so that a killed job keeps its rows.
-Run `check` before: it leaves the compiled kernels in Triton's cache.
+First the kernels are checked at the workload's shapes by a process for nearly every core, which leaves them compiled. Then every
+job is a process of its own with its own limit. All jobs are started at once, so that their imports are done when their turn
+comes, and then run one after the other; a row is written as soon as it is measured, so that a killed job keeps its rows.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cuda.check import run_all, shape_tasks, table, workers
 from benchmarks.cuda.results import line_of
 
+LIMIT = 330.0
+CHECKING = 90.0
+"""Seconds for checking and compiling, before the first job."""
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -45,9 +49,11 @@ JOBS = (
 
 
 def run(args: argparse.Namespace) -> bool:
-    """Run the jobs; rows are printed after each job and kept in `cuda_session.json` under `args.out`."""
-    end = time.monotonic() + args.limit
+    """Check, then run the jobs; rows are printed after each job and kept in `cuda_session.json` under `args.out`."""
+    end = time.monotonic() + (args.limit or LIMIT)
     device, found = "", []
+    checked = run_all(shape_tasks(args.only), workers(args), CHECKING)
+    print(table(checked), flush=True)
     jobs = [job for job in JOBS if not args.jobs_only or job.arguments[0] in args.jobs_only.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         waiting = [_start(job, Path(folder) / f"{index}", args) for index, job in enumerate(jobs)]
@@ -66,7 +72,7 @@ def run(args: argparse.Namespace) -> bool:
             device = next((row["device"] for row in rows if "device" in row), device)
             if args.out:
                 args.out.mkdir(parents=True, exist_ok=True)
-                content = {"device": device, "jobs": found}
+                content = {"device": device, "check": checked, "jobs": found}
                 (args.out / "cuda_session.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return all(job["outcome"] == "done" for job in found)
 

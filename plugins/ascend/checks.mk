@@ -27,7 +27,7 @@ $(ASCEND_VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(ASCEND_VENV)
 	$(ASCEND_VENV)/bin/python tools/torch_wheel.py $(if $(ALLOW_CUDA),--allow-cuda) -- torch==2.13.0 $(PIP_ARGS)
 	$(ASCEND_VENV)/bin/python -m pip install --quiet torch==2.13.0 $(PIP_ARGS)
-	$(ASCEND_VENV)/bin/python -m pip install --quiet -e . pytest pytest-xdist hypothesis $(PIP_ARGS)
+	$(ASCEND_VENV)/bin/python -m pip install --quiet -e . pytest pytest-xdist hypothesis "opencv-python-headless>=4.9" $(PIP_ARGS)
 	-$(ASCEND_VENV)/bin/python -m pip install --quiet torch-npu==2.13.0 $(PIP_ARGS)
 	@touch $@
 

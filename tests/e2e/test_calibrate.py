@@ -85,8 +85,20 @@ def velocities(little: Path, linear: str) -> torch.Tensor:
     return found[0].float()
 
 
-def frames(little: Path, plan=None, linear: str = "fp32", **changes: object):
-    words = {"linear": cpu().precision.linear.model_copy(update={"max": linear, "min": linear}), **changes}
+KNOWN: dict[tuple[Path, str], object] = {}
+
+
+def frames(little: Path, plan=None, linear: str = "fp32"):
+    """Frames in [0, 1] and the receipt; videos of uniform precisions are made once."""
+    if plan is not None:
+        return _frames(little, plan, linear)
+    if (little, linear) not in KNOWN:
+        KNOWN[little, linear] = _frames(little, None, linear)
+    return KNOWN[little, linear]
+
+
+def _frames(little: Path, plan, linear: str):
+    words = {"linear": cpu().precision.linear.model_copy(update={"max": linear, "min": linear})}
     with Session.open(spec_of(little), cpu(**words), plan=plan, jobs=[JOB], root=little) as session:
         return session.generate([JOB])[0].frames.astype(numpy.float32) / 255, session.report()
 
@@ -226,3 +238,27 @@ def test_weights_pruned_by_second_order_run_and_lose_less(little: Path, tmp_path
     assert quality["second"] > quality["magnitude"] + 0.5, quality
     with pytest.raises(InputError, match="other weights"):
         read_moments(tmp_path / "moments.safetensors", "sha256:other")
+
+
+def test_a_memory_budget_shrinks_weights_before_anything_else(
+    made: Calibration, little: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from turbort.cli.choose import Choice
+    from turbort.cli.plan_evidence import Evidenced
+    from turbort.memory import fastest, forecast
+
+    monkeypatch.setenv("TURBORT_CACHE", str(tmp_path))
+    (tmp_path / "c.json").write_text(made.dumps())
+    spec, registry, profile = spec_of(little), Registry(), cpu()
+    profile = profile.model_copy(update={"quality": profile.quality.model_copy(update={"psnr": 52.0})})
+    choice = Choice(registry, profile, find_target(profile, registry))
+
+    def planned(budget: int | None):
+        plan = Evidenced(choice, spec, JOB, 1, budget, tmp_path / "c.json").plan()
+        return plan, forecast(plan, spec, profile, fastest(plan, spec)).needed
+
+    free, needed = planned(None)
+    tight, less = planned(needed - 20_000)
+    assert less <= needed - 20_000
+    assert tight.header["predicted"]["ms"] >= 0.99 * free.header["predicted"]["ms"]
+    assert tight.header["predicted"]["psnr"] >= 51.9

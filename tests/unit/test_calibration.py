@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbort.calibrate.observe import felt, moments, weight_sparsity
-from turbort.calibration import Calibration, Harm, Link, Moments, SiteRecord, StepRecord, merge
+from turbort.calibration import Calibration, Link, merge
 from turbort.errors import InputError
+from turbort.site_record import Harm, Moments, SiteRecord, StepRecord
 
 HEADER = {"model": "m", "checkpoints": {"dit": "sha256:1"}, "steps": 2}
 values = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20)
@@ -20,7 +21,8 @@ values = st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=20)
 
 def record(rows, steps=(0, 1)):
     seen = moments(torch.tensor([rows]))
-    return SiteRecord("linear", "ffn.in", 0.25, {k: StepRecord(1, seen, {"w8a8": Harm(1.0, 4.0, 0.5 * (k + 1))}) for k in steps})
+    found = {k: StepRecord(1, seen, {"w8a8": Harm(1.0, 4.0, 0.5 * (k + 1))}) for k in steps}
+    return SiteRecord("linear", "ffn.in", 0.25, 0.0, found)
 
 
 def made(rows, run, **changes):
@@ -64,7 +66,10 @@ def test_share_of_empty_tiles():
     weight = torch.ones(16, 24)
     weight[:8, :8] = 0
     weight[8:, 8:15] = 0  # not a whole tile
-    assert weight_sparsity(weight) == pytest.approx(1 / 6)
+    assert weight_sparsity(weight) == (pytest.approx(1 / 6), 0.0)
+    weight = torch.ones(128, 100)
+    weight[:64, 64:], weight[70:, :64] = 0, 0
+    assert weight_sparsity(weight)[1] == pytest.approx(1 / 4)
 
 
 def test_felt_adds_up_over_tokens_before_it_squares():

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from turbort.bind import Binder
 from turbort.calibrate.observe import Site, Watch, Weights
-from turbort.calibration import SiteRecord
 from turbort.experts import Expert, Experts
 from turbort.guard.monitor import make_monitor
 from turbort.guard.switch import Switchboard
@@ -20,6 +19,7 @@ from turbort.op import Slot, slots
 from turbort.plan import Plan
 from turbort.planner import DTYPES, LINEAR_ROLES
 from turbort.precision import ATTENTION
+from turbort.site_record import SiteRecord
 
 LINEARS = ("w8a8", "w8a8-block128", "fp8", "w4a8", "w4a16")
 """What linears are tried at; block-sparse precisions are added where a weight has empty tiles."""
@@ -89,4 +89,4 @@ class Watched(Experts):
 def _has_empty_tiles(weight: Tensor) -> bool:
     from turbort.calibrate.observe import weight_sparsity
 
-    return weight_sparsity(weight) > 0.0
+    return weight_sparsity(weight)[0] > 0.0

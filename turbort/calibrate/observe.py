@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turbort.calibration import BINS, LOWEST, OUTLIER, Harm, Moments, SiteRecord, StepRecord
 from turbort.op import Slot
 from turbort.ops.linear import linear_w4a8
 from turbort.precision import PRECISIONS
 from turbort.quant.bsq import to_tiles
 from turbort.quant.qtensor import QTensor
 from turbort.quant.schemes import quantize
+from turbort.site_record import BINS, LOWEST, OUTLIER, Harm, Moments, SiteRecord, StepRecord
 
 CACHE_BYTES = 8 << 30
 """Quantised weights kept between calls; what does not fit is quantised again each time."""
@@ -43,9 +43,11 @@ def moments(x: Tensor) -> Moments:
     return Moments(values.numel(), total, square, low, high, outliers, zeros, tuple(bins))
 
 
-def weight_sparsity(weight: Tensor) -> float:
-    """Share of 8x8 tiles that are all zero."""
-    return float(to_tiles(weight.flatten(1), 8).eq(0).all(dim=-1).all(dim=-1).float().mean())
+def weight_sparsity(weight: Tensor) -> tuple[float, float]:
+    """Share of 8x8 tiles, and of 64x64 blocks, that are all zero."""
+    tiles = to_tiles(weight.flatten(1), 8).eq(0).all(dim=-1).all(dim=-1)
+    blocks = to_tiles(tiles.logical_not().to(torch.float32), 8).eq(0).all(dim=-1).all(dim=-1)
+    return float(tiles.float().mean()), float(blocks.float().mean())
 
 
 def felt(slope: Tensor, delta: Tensor) -> float:
@@ -95,7 +97,7 @@ class Site:
 
     def __init__(self, path: str, slot: Slot, candidates: tuple[str, ...], weights: Weights, watch: Watch) -> None:
         self.path, self.slot, self.candidates, self.weights, self.watch = path, slot, candidates, weights, watch
-        self.sparsity: float | None = None
+        self.sparsity: tuple[float, float] | None = None
         self.moments: Tensor | None = None
         self.rows = 0
         self.steps: dict[int, StepRecord] = {}
@@ -153,4 +155,4 @@ class Site:
 
     def record(self) -> SiteRecord:
         """What was seen, ready for a document."""
-        return SiteRecord(self.slot.op.name, self.slot.role, self.sparsity or 0.0, dict(self.steps))
+        return SiteRecord(self.slot.op.name, self.slot.role, *(self.sparsity or (0.0, 0.0)), dict(self.steps))

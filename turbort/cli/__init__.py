@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from turbort.cli.bench import bench
 from turbort.cli.calibrate import calibrate
 from turbort.cli.check import check
 from turbort.cli.compile import compile
@@ -45,6 +46,7 @@ app.command()(doctor)
 app.command()(check)
 app.command()(verify)
 app.command()(report)
+app.command()(bench)
 app.command()(compile)
 app.command()(version)
 

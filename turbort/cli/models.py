@@ -11,7 +11,7 @@ from turbort.cli import options, ui
 if TYPE_CHECKING:
     from turbort.models.spec import ModelSpec
 
-COLUMNS = ("model", "task", "size", "frames", "fps", "steps", "samplers", "guidance", "licence", "title")
+COLUMNS = ("model", "task", "parameters", "size", "frames", "fps", "steps", "samplers", "guidance", "licence", "title")
 
 
 @ui.guarded
@@ -62,12 +62,19 @@ def _sizes(spec: ModelSpec) -> dict[str, str]:
     return {name: f"{size[0]}x{size[1]}" for name, size in found.items() if size}
 
 
+def _count(spec: ModelSpec) -> str:
+    """Parameters of the transformer, or of each of its experts."""
+    one = f"{spec.dit.parameters / 1e9:.2f}B" if spec.dit.parameters >= 1e9 else f"{spec.dit.parameters / 1e6:.1f}M"
+    return f"{len(spec.experts)} x {one}" if spec.experts else one
+
+
 def _row(spec: ModelSpec) -> dict[str, Any]:
     defaults, preset = spec.defaults, spec.preset
     return {
         "model": spec.name,
         "title": spec.title,
         "task": spec.task,
+        "parameters": _count(spec),
         "size": f"{defaults.width}x{defaults.height}",
         "frames": defaults.frames,
         "fps": defaults.fps,

@@ -59,22 +59,18 @@ class Evidenced:
         return recorded(self.spec, self.choice.profile, size=size, frames=full.frames or 0, batch=batch)
 
     def plan(self) -> Plan:
-        """The plan; where its weights do not fit into the memory budget, the fastest one whose weights do."""
-        from turbort.cli.memory_table import forecast_of
+        """The plan; where a run would not fit into the memory budget, the fastest one whose weights are that much smaller."""
         from turbort.cli.plan import make
+        from turbort.memory import MARGIN, fastest, forecast
 
         made = make(self.choice, self.spec, self.job, batch=self.batch, evidence=self.evidence)
         if self.budget is None or self.evidence is None or "predicted" not in made.header:
             return made
-        forecast = forecast_of(self.choice, self.spec, made, self.budget)
-        from turbort.memory import MARGIN, fastest
-        from turbort.memory import forecast as needs
-
-        wanted = needs(made, self.spec, self.choice.profile, fastest(made, self.spec, self.choice.profile.memory.vae_tile))
-        if wanted.needed <= self.budget or forecast.residency == wanted.residency:
+        profile = self.choice.profile
+        needed = forecast(made, self.spec, profile, fastest(made, self.spec, profile.memory.vae_tile)).needed
+        if needed <= self.budget:
             return made
-        excess = wanted.needed - self.budget
-        smaller = replace(self.evidence, weights=max(0.0, self._weights(made) - excess / MARGIN))
+        smaller = replace(self.evidence, weights=max(0.0, self._weights(made) - (needed - self.budget) / MARGIN))
         try:
             return make(self.choice, self.spec, self.job, batch=self.batch, evidence=smaller)
         except InputError as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from turbort.cli import ui
+from turbort.cli.measured import remarks
 
 if TYPE_CHECKING:
     from turbort.plan import Plan
@@ -24,12 +26,16 @@ _FAMILIES = {
 }
 
 
-def grouped(plan: Plan) -> list[dict[str, Any]]:
-    """Rows for `plan_table` and `--json`: counts of sites by stage, op, role, precision, kernel and what is handed over."""
+def grouped(plan: Plan, measured: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Rows for `plan_table` and `--json`: counts of sites by stage, op, role, precision, kernel and what is handed over.
+
+    `measured` are remarks by path; sites with different ones have different rows.
+    """
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for choice in plan:
         stage = choice.path.partition("/")[0]
-        note = ", ".join(filter(None, ("fallback" if choice.fallback else None, choice.note)))
+        remark = (measured or {}).get(choice.path)
+        note = ", ".join(filter(None, ("fallback" if choice.fallback else None, choice.note, remark)))
         role = _FAMILIES.get(choice.role, choice.role)
         converts = ", ".join(choice.converts) or None
         key = (stage, choice.op, role, choice.precision, choice.kernel, choice.emit, choice.layout, converts, note)
@@ -55,11 +61,13 @@ def plan_table(plan: Plan, *, sites: bool = False, stderr: bool = False) -> None
     heading = title(plan.header, plan.digest)
     for note in plan.header.get("notes", ()):
         ui.say(note, "warn")
+    measured = remarks(plan)
     if not sites:
-        ui.table(_once_per_stage(grouped(plan)), COLUMNS, title=heading, styles=_style, stderr=stderr)
+        ui.table(_once_per_stage(grouped(plan, measured)), COLUMNS, title=heading, styles=_style, stderr=stderr)
         return
     rows = [
-        {**row, "shapes": " ".join(row.get("shapes", ())), "emits": row.get("emit"), "note": _why(row)} for row in plan.rows()
+        {**row, "shapes": " ".join(row.get("shapes", ())), "emits": row.get("emit"), "note": _why(row, measured)}
+        for row in plan.rows()
     ]
     columns = ("path", "op", "precision", "kernel", "shapes", "emits", "layout", "converts", "note")
     ui.table(rows, columns, title=heading, styles=_style, stderr=stderr)
@@ -74,9 +82,11 @@ def _once_per_stage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return shown
 
 
-def _why(row: Mapping[str, Any]) -> str:
+def _why(row: Mapping[str, Any], measured: Mapping[str, str]) -> str:
+    # `blocks.{0-29}.norm` stands for sites of one shape: the first speaks for all.
+    remark = measured.get(re.sub(r"\{(\d+)[^}]*\}", r"\1", row["path"]))
     passed = [f"not {name}: {reason}" for name, reason in row.get("passed_over", {}).items()]
-    return "; ".join(filter(None, (row.get("note"), *passed)))
+    return "; ".join(filter(None, (row.get("note"), remark, *passed)))
 
 
 def _style(row: Mapping[str, Any]) -> str | None:

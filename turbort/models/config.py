@@ -57,6 +57,18 @@ class DitConfig:
     def head_dim(self) -> int:
         return self.dim // self.heads
 
+    @property
+    def parameters(self) -> int:
+        """Values in all weights of one transformer."""
+        d, f, patch = self.dim, self.ffn_dim, self.patch[0] * self.patch[1] * self.patch[2]
+        block = 8 * d * d + 2 * d * f + f + 21 * d
+        block += self.head_dim * (self.head_dim + 1) if self.sla else 0
+        block += 2 * d * d + 3 * d if self.image_embed else 0
+        image = self.image_dim * (self.image_dim + d + 4) - self.image_dim + 3 * d if self.image_embed else 0
+        inputs = self.in_channels * patch * d + self.text_dim * d + self.freq_dim * d + 2 * d * d + 5 * d
+        outputs = 6 * d * d + 6 * d + (d + 1) * self.out_channels * patch + 2 * d
+        return self.layers * block + inputs + outputs + image
+
 
 @dataclass(frozen=True, slots=True)
 class VaeConfig:

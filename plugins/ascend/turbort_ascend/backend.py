@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
 
 from turbort import Backend, Device, Kernel, MemoryStats, Unavailable
-from turbort_ascend.device import EMULATED, find_devices
+from turbort_ascend.device import EMULATED, OPS, find_devices, make_device
+from turbort_ascend.soc import CHIPS
 from turbort_ascend.table import kernel_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from turbort.models.config import ModelSpec
+    from turbort.plan import Plan
+    from turbort.profile import Profile
+    from turbort.registry import Registry
 
 POOL = "acl-pool"
 EMULATE = "TURBORT_ASCEND_EMULATED"
@@ -83,6 +94,24 @@ class Ascend(Backend):
         from turbort_ascend.graph import GraphStep, uncapturable
 
         return step if uncapturable(step, self.kernels()) else GraphStep(step)
+
+    def stand_in(self, arch: Sequence[str]) -> Device | None:
+        """A chip of these globs with every vendor op, for plans and for compiling; it cannot run anything."""
+        chip = next((name for name in (*CHIPS, "Ascend310P3") if any(fnmatchcase(name, glob) for glob in arch)), None)
+        if chip is None:
+            return None
+        device = make_device(chip, features=frozenset(OPS) | {"npugraph", "triton-ascend"})
+        return replace(device, name=f"{chip} (not on this machine)")
+
+    def compile_ahead(
+        self, spec: ModelSpec, profile: Profile, registry: Registry, out: Path, size: tuple[int, int], frames: int, plan: Plan
+    ) -> Mapping[str, Any]:
+        """The plan's Triton kernels as AscendNPU IR; see `turbort_ascend.aot`."""
+        from turbort.planner import recorded
+        from turbort_ascend.aot import compile_plan
+
+        sites = recorded(spec, profile, size=size, frames=frames, batch=int(plan.header["batch"]))
+        return compile_plan(plan, sites, registry, out, profile.target.arch)
 
     def explain(self, device: Device) -> Mapping[str, str]:
         rows = dict(device.details)

@@ -48,6 +48,9 @@ FAMILIES = (
     ),
 )
 
+CHIPS = ("Ascend910B3", "Ascend910_9391", "Ascend950PR_9589")
+"""One chip of each family that Triton-Ascend compiles for."""
+
 
 def family_of(chip: str) -> Family | None:
     """The family of a chip by the name AscendCL reports (`Ascend910B3`); None for one this table does not know."""

@@ -149,6 +149,21 @@ class Cuda(Backend):
 
         use(folder)
 
+    def op_times(self, device: Device, call: Callable[[], Any]) -> Mapping[str, float]:
+        """Every kernel of one call, by class: see `turbort_cuda.trace`."""
+        if device.arch == INTERPRETER:
+            return {}
+        from turbort_cuda.trace import classes, kernels
+
+        return classes(kernels(call))
+
+    def tune(self, device: Device, plan: Plan) -> Iterator[Mapping[str, Any]]:
+        if device.arch == INTERPRETER:
+            return iter(())
+        from turbort_cuda.tune import tune_plan
+
+        return tune_plan(plan, device)
+
     def explain(self, device: Device) -> Mapping[str, str]:
         return device.details
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,13 +11,20 @@ from typing import Any
 
 import torch
 
+from turbort.backend import Device
 from turbort.ops.block_map import chosen_blocks
+from turbort.plan import Plan
 from turbort_cuda import variants
+from turbort_cuda.configs import row, shape_class
+from turbort_cuda.launch import capability
 from turbort_cuda.tuning import save as keep
 
 REPEATS = 12
 SHARE = 0.1
 """Share of key blocks that sparse attention keeps while it is measured."""
+
+SHIPPED = {"linear8": "wide"}
+"""The shape class under which a kernel's configuration ships, where it is not the contest's key."""
 
 Clock = Callable[[Callable[[], Any]], float]
 """Milliseconds of a call."""
@@ -41,6 +49,35 @@ class Trial:
     config: variants.Config
     ms: float | None
     problem: str = ""
+
+
+def tune_plan(plan: Plan, device: Device) -> Iterator[dict[str, Any]]:
+    """Tune what a plan runs through the kernels of `turbort_cuda.variants`, and keep the winners for this card."""
+    sizes: set[tuple[int, int, int]] = set()
+    attention: set[tuple[int, int, int]] = set()
+    for choice in plan:
+        shapes = [tuple(map(int, text.split("x"))) for text in choice.shapes if text != "scalar"]
+        if choice.kernel == "cuda/triton-int8" and choice.op == "linear":
+            rows, weight = math.prod(shapes[0][:-1]), shapes[1]
+            sizes |= {(rows, *weight)} if shape_class(rows) == "wide" and len(weight) == 2 else set()
+        elif choice.role == "attn.self" and choice.kernel.startswith("cuda/triton-int8"):
+            attention.add(shapes[0][1:4])  # type: ignore[arg-type]
+    for contest in contests(sizes, attention, torch.device(device.torch_name)):
+        shipped = row(contest.kernel, capability(torch.device(device.torch_name)), SHIPPED.get(contest.kernel, contest.key))
+        trials = list(run(contest, arch=device.arch))
+        if not trials or trials[-1].ms is None:
+            continue
+        like = [
+            trial.ms for trial in trials if trial.ms and all(shipped.get(k) == v for k, v in trial.config.items() if k in shipped)
+        ]
+        best = trials[-1]
+        yield {
+            "kernel": contest.kernel,
+            "key": contest.key,
+            "config": dict(best.config),
+            "ms": best.ms,
+            "shipped_ms": like[0] if like else best.ms,
+        }
 
 
 def contests(sizes: set[tuple[int, int, int]], attention: set[tuple[int, int, int]], device: torch.device) -> Iterator[Contest]:

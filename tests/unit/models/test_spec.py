@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from turbort.errors import CheckpointError, InputError
 from turbort.models.spec import MODELS, get_model, tiny_spec
 from turbort.models.tiny import read_spec
+from turbort.models.wan_dit import WanDit
 
 NAMES = ("tiny", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b", "wan2.1-i2v-14b", "wan2.2-t2v-a14b", "wan2.2-i2v-a14b", "wan2.2-ti2v-5b")
 GOOD: dict[str, Any] = {
@@ -126,3 +128,11 @@ def test_the_specs_import_no_torch() -> None:
     code = "import sys, turbort.models.spec; print('torch' in sys.modules, 'pydantic' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_counted_without_building_the_model(name: str) -> None:
+    spec = MODELS[name]
+    with torch.device("meta"):
+        model = WanDit(spec.dit)
+    assert spec.dit.parameters == sum(parameter.numel() for parameter in model.parameters())

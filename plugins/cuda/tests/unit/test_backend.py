@@ -165,7 +165,7 @@ def test_plan_for_an_h200(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_plan_for_a_3090(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = _plan(monkeypatch, card(86, "NVIDIA GeForce RTX 3090", 24 << 30), "tiny", "rtx3090")
-    assert rows["attention", "attn.self"] == {"cuda/triton-int8"}
+    assert rows["sla_attention", "attn.self"] == {"cuda/triton-int8"}
     assert rows["norm_modulate", "norm"] == {"cuda/triton-no-fp8 -> int8-token"}
 
 

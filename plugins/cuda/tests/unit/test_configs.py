@@ -9,6 +9,7 @@ import pytest
 from turbort_cuda import tune, tuning, variants
 from turbort_cuda.arch import ARCHS
 from turbort_cuda.configs import TABLES, row, shape_class
+from turbort_cuda.trace import kind_of
 
 
 @pytest.mark.parametrize("kernel", [name for name in TABLES if name.startswith("linear")])
@@ -80,3 +81,20 @@ def test_every_variant_is_known_to_its_kernel() -> None:
     for table, rows in (("linear8", variants.linears()), ("attention", variants.dense()), ("attention", variants.sparse())):
         known = {*row(table, 90, "wide" if table == "linear8" else "dense"), "ahead", "flatten", "per_sm"}
         assert all(set(config) <= known for config in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("linear8_kernel", "gemm"),
+        ("nvjet_sm90_tst_128x256", "gemm"),
+        ("attention_kernel", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma", "attention"),
+        ("finish_sums_kernel", "attention preparation"),
+        ("rows_kernel", "quantisation"),
+        ("void at::native::CatArrayBatchedCopy", "copies"),
+        ("void at::native::vectorized_elementwise_kernel", "other"),
+    ],
+)
+def test_kernels_have_a_class_by_name(name: str, kind: str) -> None:
+    assert kind_of(name) == kind

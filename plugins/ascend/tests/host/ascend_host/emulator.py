@@ -26,8 +26,14 @@ REAL = frozenset(
 )  # fmt: skip
 """Ops that allocate or view: torch-npu's own, nothing to compute."""
 
-WIDE = frozenset({"aten::convolution", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"})
-"""Ops that CPUs do slowly or not at all in float16; they run in float32 there."""
+WIDE = frozenset(
+    {
+        "aten::convolution", "aten::conv2d", "aten::conv3d", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm",
+        "aten::matmul", "aten::linear",
+    }
+)  # fmt: skip
+"""Ops that CPUs do slowly or not at all in 16 bits; they run in float32 there, and the result is rounded once."""
+HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -188,11 +194,10 @@ def _run(func: Any, name: str, where: Any, named: Any) -> Any:
     if name.startswith("npu::"):
         return _vendor(func, name, where, named)
     args, options = _on_cpu(where), _on_cpu(named)
-    base = name.partition(".")[0]
-    halves = [leaf for leaf in leaves((args, options)) if isinstance(leaf, Tensor) and leaf.dtype == torch.float16]
-    if base in WIDE and halves:
+    halves = [leaf.dtype for leaf in leaves((args, options)) if isinstance(leaf, Tensor) and leaf.dtype in HALVES]
+    if halves and name.partition(".")[0] in WIDE:
         args, options = on_tensors(lambda t: t.to(torch.float32), (args, options))
-        return on_tensors(lambda t: t.to(torch.float16), func(*args, **options))
+        return on_tensors(lambda t: t.to(halves[0]), func(*args, **options))
     return func(*args, **options)
 
 
