@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from turbort.kernel import Kernel
 
@@ -62,6 +62,17 @@ class MemoryStats:
     total: int | None = None
 
 
+class Switches(Protocol):
+    """Call sites of a step that have a second, pre-bound kernel each, and which of them run it now."""
+
+    @property
+    def key(self) -> Hashable:
+        """Equal keys mean equal kernels at every site."""
+
+    def everything_promoted(self) -> AbstractContextManager[None]:
+        """Every second kernel in place inside the block."""
+
+
 class Backend(ABC):
     """Finds devices of one kind, supplies their kernels, owns memory pools, graphs, streams and timing.
 
@@ -105,6 +116,24 @@ class Backend(ABC):
 
     def compile_step(self, step: Callable[..., Any], device: Device) -> Callable[..., Any]:
         """Turn one denoising step into its fastest callable (CUDA graph, NPUGraph, XLA); identity by default."""
+        return step
+
+    @property
+    def switches_kernels(self) -> bool:
+        """Whether call sites may change kernels between two calls of a compiled step.
+
+        True for a backend that runs steps as they are. One that compiles them says True once its `compile_switched` keeps a
+        program per `Switches.key`.
+        """
+        return type(self).compile_step is Backend.compile_step
+
+    def compile_switched(self, step: Callable[..., Any], device: Device, switches: Switches) -> Callable[..., Any]:
+        """As `compile_step`, for a step whose sites run the kernels that `switches.key` names at the time of a call.
+
+        Equal keys mean equal kernels. A program for a key that was not seen before must be ready within one step's time:
+        `switches.everything_promoted()` lets the first compilation run every second kernel once, so that later ones
+        compile nothing. Called only where `switches_kernels` is true.
+        """
         return step
 
     def emulate(self, chip: str = "") -> None:

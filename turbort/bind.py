@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,6 +59,8 @@ class Binder:
         self.model = model
         self.device = device
         self.dtype = dtype
+        self.also: Callable[[str, Tensor | QTensor, Sequence[int]], None] | None = None
+        """Sees every weight that a kernel packs, with its name and the parameter's shape, before it is placed."""
         self._choices: dict[int, tuple[Choice, Kernel]] = {}
         wanted = {choice.path: choice for choice in plan if choice.path.startswith(f"{stage}/")}
         for path, slot in slots(model).items():
@@ -107,7 +109,10 @@ class Binder:
         site = self._site(name)
         packed: Any
         if site is not None:
-            packed = self._pack(value, *site, like=module._parameters[attribute])
+            like: Any = module._parameters[attribute]
+            if self.also is not None:
+                self.also(name, value, like.shape)
+            packed = pack_weight(value, *site, shape=like.shape, device=self.device)
         else:
             packed = self._laid_out(module, self._plain(name, value, self.dtype))
         del module._parameters[attribute]
@@ -130,36 +135,38 @@ class Binder:
         there = value.to(self.device)
         return (there.dequantize(target) if isinstance(there, QTensor) else there.to(target)).contiguous()
 
-    def _pack(self, value: Tensor | QTensor, choice: Choice, kernel: Kernel, like: Any) -> Any:
-        scheme = PRECISIONS[choice.precision].weight_scheme
-        there = value.to(self.device)
-        weight: Tensor | QTensor
-        if scheme is None:
-            dtype = getattr(torch, DTYPES[choice.precision])
-            plain = there.dequantize(dtype) if isinstance(there, QTensor) else there.to(dtype)
-            weight = plain.reshape(like.shape).contiguous()
-        elif isinstance(there, QTensor) and there.scheme == scheme:
-            weight = there
-        else:
-            full = there.dequantize(torch.float32) if isinstance(there, QTensor) else there.to(torch.float32)
-            weight = quantize(full.flatten(1), scheme)
-        pack = kernel.load_pack()
-        return pack(weight) if pack else weight
-
     def expected(self) -> Mapping[str, tuple[int, ...]]:
         """Names and shapes of the parameters still waiting on meta."""
         return {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters() if parameter.is_meta}
+
+
+def pack_weight(value: Tensor | QTensor, choice: Choice, kernel: Kernel, *, shape: Sequence[int], device: torch.device) -> Any:
+    """A weight in the precision of a site, in the form its kernel wants, on the device; `shape` is the parameter's own."""
+    scheme = PRECISIONS[choice.precision].weight_scheme
+    there = value.to(device)
+    weight: Tensor | QTensor
+    if scheme is None:
+        dtype = getattr(torch, DTYPES[choice.precision])
+        plain = there.dequantize(dtype) if isinstance(there, QTensor) else there.to(dtype)
+        weight = plain.reshape(tuple(shape)).contiguous()
+    elif isinstance(there, QTensor) and there.scheme == scheme:
+        weight = there
+    else:
+        full = there.dequantize(torch.float32) if isinstance(there, QTensor) else there.to(torch.float32)
+        weight = quantize(full.flatten(1), scheme)
+    pack = kernel.load_pack()
+    return pack(weight) if pack else weight
 
 
 def executed(model: nn.Module, stage: str) -> list[dict[str, Any]]:
     """What really ran since binding, grouped: op, provider, precision, sites and calls."""
     groups: dict[tuple[str, str, str], dict[str, Any]] = {}
     for slot in slots(model).values():
-        if slot.calls:
-            key = (slot.op.name, slot.provider, slot.precision or "unplanned")
+        for (provider, precision), calls in slot.counts().items():
+            key = (slot.op.name, provider, precision or "unplanned")
             row = groups.setdefault(
                 key, {"stage": stage, "op": key[0], "provider": key[1], "precision": key[2], "sites": 0, "calls": 0}
             )
             row["sites"] += 1
-            row["calls"] += slot.calls
+            row["calls"] += calls
     return list(groups.values())

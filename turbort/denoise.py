@@ -10,11 +10,12 @@ from torch import Tensor
 
 from turbort.conditions import Conditions, first_frame_times, hold_first_frame, holding_first_frame
 from turbort.experts import Experts
+from turbort.guard.monitor import Monitor
 from turbort.job import Job, passes
 from turbort.models.config import ModelSpec
 from turbort.models.dit_layers import CrossKV
 from turbort.models.guidance import by_noise, guided
-from turbort.models.sampler import TRAIN_STEPS, Noise, Step, Velocity, build_sampler
+from turbort.models.sampler import TRAIN_STEPS, Noise, Sampler, Step, Velocity, build_sampler
 
 
 class Denoiser:
@@ -41,17 +42,19 @@ class Denoiser:
     ) -> None:
         self.spec, self.experts, self.texts, self.negatives = spec, experts, texts, negatives
         self.conditions, self.device, self.compute, self.together = conditions, device, compute, together
+        self._begun: set[str] = set()
         self.int8_cache = int8_cache
         self._encoded: dict[str, tuple[Sequence[CrossKV], Sequence[CrossKV] | None]] = {}
 
     def steps(self, job: Job, seeds: Sequence[int]) -> Iterator[Step]:
         """The states of the sampler; the last one's `x` are the latents [B, z, T, h, w] in float32."""
         shape = self.spec.latent_shape(job.width or 0, job.height or 0, job.frames or 0)
-        sampler = build_sampler(self.spec.sampler, replace(self.spec.preset, steps=job.steps or self.spec.preset.steps))
-        velocity = self._velocity(job, sampler.times)
+        sampler = sampler_of(self.spec, job)
+        velocity = self.velocity(job, sampler.times)
         yield from sampler.steps(velocity, Noise(seeds, shape, self.device))
 
-    def _velocity(self, job: Job, times: Sequence[float]) -> Velocity:
+    def velocity(self, job: Job, times: Sequence[float]) -> Velocity:
+        """The velocity at the sampler's `times`, with guidance and the expert for the noise."""
         roles = self.experts.roles
         scale = job.guidance or 1.0
         if len(roles) == 1:
@@ -74,11 +77,24 @@ class Denoiser:
         def velocity(x: Tensor, t: float) -> Tensor:
             text, negative = self._context(role)
             predict = self._predict(role)
-            y = guided(predict, text, negative if scale != 1.0 else None, scale, together=self.together)(x, t)
+            guide = guided(predict, text, negative if scale != 1.0 else None, scale, together=self.together)
+            monitor = self._monitor(role)
+            monitor.before()
+            y = guide(x, t)
+            if monitor.after():
+                y = guide(x, t)  # sites were promoted on what this step showed: once more, with their second kernels
             first = self.conditions.first
             return y if first is None else holding_first_frame(x, y, first, t / TRAIN_STEPS)
 
         return velocity
+
+    def _monitor(self, role: str) -> Monitor:
+        """The monitor of a role, which begins anew with the first step of these jobs."""
+        monitor = self.experts.get(role).monitor
+        if role not in self._begun:
+            self._begun.add(role)
+            monitor.begin()
+        return monitor
 
     def _context(self, role: str) -> tuple[Sequence[CrossKV], Sequence[CrossKV] | None]:
         if role not in self._encoded:
@@ -107,6 +123,11 @@ class Denoiser:
             return step(x.to(self.compute), times, context, condition=given.channels)
 
         return predict
+
+
+def sampler_of(spec: ModelSpec, job: Job) -> Sampler:
+    """The sampler of a job, with the job's number of steps."""
+    return build_sampler(spec.sampler, replace(spec.preset, steps=job.steps or spec.preset.steps))
 
 
 def needs_negative(job: Job) -> bool:

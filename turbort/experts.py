@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -16,12 +16,16 @@ from turbort.bind import Binder, executed
 from turbort.checkpoints import Checkpoint, open_checkpoint, stream
 from turbort.checkpoints.dialect import Value
 from turbort.checkpoints.lora import Lora, fuse
+from turbort.guard.monitor import Monitor, Watch, make_monitor
+from turbort.guard.profiler import OpProfile
+from turbort.guard.switch import Switchboard
 from turbort.job import Event, OnEvent
 from turbort.memory import Residency
 from turbort.models.config import ModelSpec
 from turbort.models.sites import build_dit
 from turbort.models.wan_dit import WanDit
 from turbort.offload import Offload
+from turbort.op import slots
 from turbort.plan import Plan
 from turbort.planner import DTYPES
 from turbort.profile import Profile
@@ -34,6 +38,7 @@ class Expert:
 
     model: WanDit
     step: Callable[..., Tensor]
+    monitor: Monitor
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Setting:
     backend: Backend
     device: Device
     residency: Residency
+    watch: Watch = field(default_factory=Watch)
+    ops: OpProfile | None = None
 
 
 class Experts:
@@ -62,6 +69,7 @@ class Experts:
         self.digests: dict[str, str] = {}
         self.rows: list[dict[str, Any]] = []
         self.swaps = 0
+        self.monitors: dict[str, Monitor] = {}
         self._ready: dict[str, Expert] = {}
         self._waiting: tuple[str, Thread, list[tuple[str, Value]], list[BaseException]] | None = None
         self._checkpoints = {role: self._open(role, files[role], loras) for role in self.roles}
@@ -77,32 +85,46 @@ class Experts:
         """Put in place what stays: every expert, or the first one."""
         swap = self.setting.residency.experts == "swap"
         for role in self.roles[:1] if swap else self.roles:
-            model, binder = self._bind()
+            model, binder, board = self._bind()
             expected = binder.expected()
             for number, (name, value) in enumerate(stream(self._checkpoints[role], expected, device=binder.device)):
                 binder.place(name, value)
                 on_event(Event("load", number + 1, len(expected), memory=used(), message=role))
-            self._ready[role] = self._finish(model)
+            self._ready[role] = self._finish(role, model, board)
         for role in self.roles[1:] if swap else ():
             # Names and shapes are checked now, so that a run does not fail at its last steps.
             stream(self._checkpoints[role], self._bind()[1].expected())
 
-    def _bind(self) -> tuple[WanDit, Binder]:
+    def _bind(self) -> tuple[WanDit, Binder, Switchboard | None]:
         setting = self.setting
         model = build_dit(setting.spec, setting.profile.attention)
         host = torch.device("cpu")
         target = host if setting.residency.offload else torch.device(setting.device.torch_name)
         dtype = getattr(torch, DTYPES[setting.profile.precision.compute])
         binder = Binder(model, setting.plan, "dit", setting.registry, device=target, dtype=dtype)
-        return model, binder
+        if setting.residency.offload or setting.watch.mode in ("off", "warn"):
+            return model, binder, None
+        board = Switchboard(setting.watch.groups, slots(model), setting.registry, target)
+        binder.also = board.take
+        return model, binder, board
 
-    def _finish(self, model: WanDit) -> Expert:
+    def _finish(self, role: str, model: WanDit, board: Switchboard | None) -> Expert:
         setting = self.setting
+        device = torch.device(setting.device.torch_name)
+        # Streamed blocks are not watched: second weights would have to come and go with them.
+        watch = Watch() if setting.residency.offload else setting.watch
+        monitor = make_monitor(role, watch, model, board, device)
+        monitor.continued(self.monitors.get(role))
+        self.monitors[role] = monitor
+        if setting.ops is not None:
+            setting.ops.attach(model, "dit")
         if setting.residency.offload:
-            Offload(model, torch.device(setting.device.torch_name))
-        if setting.residency.offload or setting.plan.header.get("graph") == "eager":
-            return Expert(model, model)
-        return Expert(model, setting.backend.compile_step(model, setting.device))
+            Offload(model, device)
+        if setting.residency.offload or setting.plan.header.get("graph") == "eager" or setting.ops is not None:
+            return Expert(model, model, monitor)
+        if board is not None:
+            return Expert(model, setting.backend.compile_switched(model, setting.device, board), monitor)
+        return Expert(model, setting.backend.compile_step(model, setting.device), monitor)
 
     def get(self, role: str) -> Expert:
         """The expert, brought onto the device if it is not there."""
@@ -114,7 +136,7 @@ class Experts:
         """Begin to read the weights of `role` on the host, in the background; nothing to do where it is resident."""
         if role in self._ready or self._waiting is not None:
             return
-        _, binder = self._bind()
+        binder = self._bind()[1]
         values: list[tuple[str, Value]] = []
         problems: list[BaseException] = []
 
@@ -139,10 +161,10 @@ class Experts:
         if problems:
             raise problems[0]
         self._forget()
-        model, binder = self._bind()
+        model, binder, board = self._bind()
         while values:
             binder.place(*values.pop())
-        self._ready[waiting] = self._finish(model)
+        self._ready[waiting] = self._finish(waiting, model, board)
         self.swaps += 1
         if waiting != role:
             self._swap_in(role)

@@ -14,11 +14,16 @@ from torch import Tensor
 from turbort.checkpoints.lora import Lora
 from turbort.embed import Embedder, PromptCache
 from turbort.experts import Experts, Setting
-from turbort.job import Event, Job, OnEvent, Result, passes
+from turbort.guard.choose import watch_of
+from turbort.guard.policy import Policy
+from turbort.guard.profiler import OpProfile
+from turbort.job import Event, Job, OnEvent, Result, passes, silent
 from turbort.memory import Forecast, forecast, tiered_below
 from turbort.memory_ladder import step_down
 from turbort.models.files import locate
 from turbort.models.spec import ModelSpec
+from turbort.models.wan_dit import WanDit
+from turbort.models.wan_vae import WanVae
 from turbort.pixels import Pixels
 from turbort.plan import Plan, check_calibrated
 from turbort.planner import DTYPES, Target
@@ -46,6 +51,8 @@ class Held:
         memory: Forecast | None = None,
         loras: Sequence[Lora] = (),
         cache: PromptCache | None = None,
+        policy: Policy | None = None,
+        profile_ops: bool = False,
     ) -> None:
         self.spec = spec
         self.profile = profile
@@ -67,7 +74,11 @@ class Held:
         self._loaded = False
         self._ran: list[dict[str, Any]] = []
         self._exit = ExitStack()
-        setting = Setting(spec, profile, plan, registry, self.backend, target.device, self.memory.residency)
+        self.guard = watch_of(spec, profile, plan, registry, target, self.memory, policy)
+        self.memory = self.memory.plus(self.guard.weight_bytes)
+        self.ops = OpProfile(self.backend, target.device) if profile_ops else None
+        how = self.memory.residency, self.guard, self.ops
+        setting = Setting(spec, profile, plan, registry, self.backend, target.device, *how)
         self._experts = Experts(setting, self.files, loras)
         check_calibrated(plan, self._experts.digests)
         self._pixels = self._bound_pixels()
@@ -80,6 +91,20 @@ class Held:
             scheme=self.memory.residency.text_scheme or text.weight_scheme,
             cache=cache,
         )
+
+    @property
+    def roles(self) -> Sequence[str]:
+        """The transformers of the model: `dit`, or its experts."""
+        return self._experts.roles
+
+    @property
+    def vae(self) -> WanVae:
+        """The bound video autoencoder."""
+        return self._pixels.vae
+
+    def model(self, role: str) -> WanDit:
+        """The bound transformer of a role, brought onto the device if it is not there."""
+        return self._experts.get(role).model
 
     def close(self) -> None:
         """Free the weights and the pool."""
@@ -122,6 +147,8 @@ class Held:
                 self._weights.update(self._experts.digests)
             self._pixels.load(self._used, on_event, encoder=encoder)
             self._weights["vae"] = self._pixels.digest
+            if self.ops is not None:
+                self.ops.attach(self._pixels.vae, "vae")
             self._loaded = True
 
     def _used(self) -> int | None:
@@ -136,7 +163,7 @@ class Held:
         return self._attempt(lambda: self._embed(jobs, on_event), again, on_event)
 
     @torch.inference_mode()
-    def _embed(self, jobs: Sequence[Job], on_event: OnEvent) -> dict[str, Tensor]:
+    def _embed(self, jobs: Sequence[Job], on_event: OnEvent = silent) -> dict[str, Tensor]:
         """Text embeddings [1, text_len, text_dim] by text; the encoder is freed afterwards."""
         with self._during("text"):
             return self._embedder.embed(

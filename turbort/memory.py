@@ -7,7 +7,7 @@ itself, and what an allocator rounds up, is covered by `MARGIN`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from turbort.memory_sites import dit_activations, encodes, text_bytes, vae_activations, vae_caches, weight_bytes
@@ -118,6 +118,10 @@ class Forecast:
     @property
     def fits(self) -> bool:
         return self.budget is None or self.needed <= self.budget
+
+    def plus(self, weights: int) -> Forecast:
+        """The forecast with this many more bytes of resident weights."""
+        return replace(self, stages=tuple(replace(stage, weights=stage.weights + weights) for stage in self.stages))
 
     def as_data(self) -> dict[str, Any]:
         """The forecast as plain data."""

@@ -86,6 +86,9 @@ class Slot:
     provider: str = field(default="reference", init=False)
     precision: str | None = field(default=None, init=False)
     calls: int = field(default=0, init=False)
+    earlier: dict[tuple[str, str | None], int] = field(default_factory=dict, init=False, repr=False)
+    around: Callable[[Slot, tuple[Any, ...], dict[str, Any]], Any] | None = field(default=None, init=False, repr=False)
+    """Called in place of `fn`, whatever that is at the time, with the slot and the arguments: for profiling."""
 
     def __post_init__(self) -> None:
         self.fn = self.op.reference
@@ -93,11 +96,25 @@ class Slot:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not _compiling():
             self.calls += 1
-        return self.fn(*args, **kwargs)
+        return self.fn(*args, **kwargs) if self.around is None else self.around(self, args, kwargs)
 
     def bind(self, fn: Callable[..., Any], *, provider: str, precision: str | None) -> None:
         """Run `fn` from now on; the receipt shows `provider` (`backend/kernel`) and `precision`."""
         self.fn, self.provider, self.precision, self.calls = fn, provider, precision, 0
+        self.earlier.clear()
+
+    def switch(self, fn: Callable[..., Any], *, provider: str, precision: str | None) -> None:
+        """Run `fn` from now on, and keep count of what ran before."""
+        self.earlier = self.counts()
+        self.fn, self.provider, self.precision, self.calls = fn, provider, precision, 0
+
+    def counts(self) -> dict[tuple[str, str | None], int]:
+        """Calls since binding by provider and precision, as they were when each call was made."""
+        ran = dict(self.earlier)
+        if self.calls:
+            now = self.provider, self.precision
+            ran[now] = ran.get(now, 0) + self.calls
+        return ran
 
 
 def _compiling() -> bool:

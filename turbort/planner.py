@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from turbort.profile import Profile
     from turbort.registry import Registry
 
-__all__ = ["DTYPES", "LINEAR_ROLES", "Planner", "Target", "find_target", "make_plan", "recorded"]
+__all__ = ["DTYPES", "LINEAR_ROLES", "Planner", "Target", "find_target", "make_plan", "recorded", "steps_up"]
 
 log = logging.getLogger("turbort")
 
@@ -42,6 +42,14 @@ _STEPS_UP: Mapping[str, tuple[str, ...]] = {
     "fp32": (),
 }
 LINEAR_ROLES = ("self.", "cross.", "ffn.")
+
+
+def steps_up(precision: str, compute: str) -> tuple[str, ...]:
+    """Precisions that may stand in for `precision`, nearest first; quantised ones end at the profile's compute precision."""
+    if precision not in PRECISIONS:
+        return ()
+    last = () if PRECISIONS[precision].kind == "float" else (compute,)
+    return tuple(name for name in (*_STEPS_UP.get(precision, ()), *last) if name != precision)
 
 
 class Planner:
@@ -118,10 +126,17 @@ class Planner:
         raise self._no_kernel(call, wanted, passed)
 
     def _steps_up(self, call: Call, wanted: str) -> tuple[str, ...]:
-        if wanted not in PRECISIONS:
-            return ()
-        last = () if PRECISIONS[wanted].kind == "float" else (self.profile.precision.compute,)
-        return tuple(name for name in (*_STEPS_UP.get(wanted, ()), *last) if name != wanted)
+        return steps_up(wanted, self.profile.precision.compute)
+
+    def at(self, calls: Sequence[Call], precision: str) -> Choice | None:
+        """The choice for one site at exactly this precision on the target's own backend or the reference; None if none can."""
+        call = max(calls, key=lambda item: sum(len(shape) for shape in item.shapes()))
+        for backend in dict.fromkeys((self.target.backend, FALLBACK_BACKEND)):
+            kernel = self._accepting(calls, backend, precision, {})
+            if kernel is not None:
+                name = f"{backend}/{kernel.name}"
+                return Choice(call.path, call.op, call.role, precision, name, shapes=tuple(call.shapes()))
+        return None
 
     def _accepting(self, calls: Sequence[Call], backend: str, precision: str, passed: dict[str, str]) -> Kernel | None:
         device = self.target.device

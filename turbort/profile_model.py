@@ -211,6 +211,8 @@ class Quality(Section):
     """Peak signal-to-noise ratio in dB."""
     ssim: Share = 0.85
     """Structural similarity."""
+    temporal: Annotated[float, Field(ge=1, le=10)] = 1.25
+    """Warp error and flicker index, as multiples of the unquantised run's."""
 
 
 class Profile(Section):

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from turbort.backend import Backend, Device
+from turbort.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,15 @@ class Stopwatch:
     device: Device
     seconds: dict[str, float] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
+    used: list[tuple[float, int, str]] = field(default_factory=list)
+    """Seconds since the first stage, bytes in use, and the stage, at both ends of every stage."""
+    _first: float | None = None
+
+    def _note(self, now: float, name: str) -> None:
+        self._first = now if self._first is None else self._first
+        used = self.backend.memory(self.device).used
+        if used is not None:
+            self.used.append((round(now - self._first, 4), used, name))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -38,11 +48,13 @@ class Stopwatch:
         self.backend.synchronize(self.device)
         self.backend.reset_peak(self.device)
         start = perf_counter()
+        self._note(start, name)
         try:
             yield
         finally:
             self.backend.synchronize(self.device)
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
+            self._note(perf_counter(), name)
             peak = self.backend.memory(self.device).peak
             if peak is not None:
                 self.peak[name] = max(self.peak.get(name, 0), peak)
@@ -58,6 +70,27 @@ def versions() -> dict[str, str]:
             if package == "turbort" and "turbort" in sys.modules:
                 found[package] = "not installed"
     return found
+
+
+def unmet(plan: Plan, executed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the plan asked for and nothing ran: op and precision, sites planned and sites that ran so.
+
+    Only stages that ran at all are judged. A site that was promoted on the way ran at both precisions, so it counts.
+    """
+    stages = {row["stage"] for row in executed}
+    ran: dict[tuple[str, str, str], int] = {}
+    for row in executed:
+        key = (row["stage"], row["op"], row["precision"])
+        ran[key] = ran.get(key, 0) + row["sites"]
+    wanted: dict[tuple[str, str, str], int] = {}
+    for choice in plan:
+        key = (choice.path.partition("/")[0], choice.op, choice.precision)
+        wanted[key] = wanted.get(key, 0) + 1
+    return [
+        {"stage": key[0], "op": key[1], "precision": key[2], "planned": count, "ran": ran.get(key, 0)}
+        for key, count in wanted.items()
+        if key[0] in stages and PRECISIONS.get(key[2]) and PRECISIONS[key[2]].kind != "float" and ran.get(key, 0) < count
+    ]
 
 
 def receipt(
@@ -76,10 +109,12 @@ def receipt(
     return {
         "report": REPORT_SCHEMA,
         "plan": {**dict(plan.header), "digest": plan.digest},
+        "sites": [{key: row.get(key) for key in ("path", "op", "precision", "kernel")} for row in plan.rows()],
         "device": {"backend": device.backend, "name": device.name, "arch": device.arch, "memory": device.memory},
         "versions": versions(),
         "weights": dict(weights),
         "executed": [dict(row) for row in executed],
+        "unmet": unmet(plan, executed),
         "fallbacks": [
             {
                 "path": choice.path,
@@ -92,6 +127,7 @@ def receipt(
         ],
         "seconds": {name: round(value, 4) for name, value in watch.seconds.items()},
         "peak_bytes": dict(watch.peak),
+        "memory_over_time": [list(row) for row in watch.used],
         "jobs": [
             {
                 "prompt": result.job.prompt,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from turbort.conditions import Conditions, conditions_of
 from turbort.denoise import Denoiser
 from turbort.embed import PromptCache
 from turbort.experts import merged
+from turbort.guard.monitor import recorded, report
+from turbort.guard.policy import Policy
 from turbort.held import Held
 from turbort.job import Event, Job, OnEvent, Result, check_image, passes, samples_per_step, silent
 from turbort.memory import Forecast, budget_of, tiered
@@ -52,13 +54,16 @@ class Session(Held):
         loras: Sequence[Lora] = (),
         cache: PromptCache | None = None,
         memory: Forecast | None = None,
+        policy: Policy | None = None,
+        profile_ops: bool = False,
     ) -> Session:
         """Plan (unless `plan` is given), check that all files are there, and load the weights.
 
         `jobs` tell the planner the size and the batch; `root` is the folder of the model's files (default: where
         `spec` says). `memory_budget` in bytes simulates a smaller device; `loras` are added to the transformer's weights;
-        `cache` keeps prompts' embeddings on disk; `memory` is the residency to use (default: the fastest that fits).
-        Raises UnavailableError, NoKernelError, PlanError or CheckpointError before any video is begun.
+        `cache` keeps prompts' embeddings on disk; `memory` is the residency to use (default: the fastest that fits);
+        `policy` replays recorded promotions instead of monitoring; `profile_ops` times every call site.
+        Raises UnavailableError, NoKernelError, PlanError or InputError before any video is begun.
         """
         registry = registry or Registry()
         target = find_target(profile, registry, on or (plan.header["backend"] if plan else None))
@@ -80,9 +85,8 @@ class Session(Held):
                 image=first.image is not None,
             )
         memory = memory or choose(plan, spec, profile, budget)
-        session = cls(
-            spec, profile, plan, registry, target, root or spec.root or Path.cwd(), memory=memory, loras=loras, cache=cache
-        )
+        more: dict[str, Any] = {"loras": loras, "cache": cache, "policy": policy, "profile_ops": profile_ops}
+        session = cls(spec, profile, plan, registry, target, root or spec.root or Path.cwd(), memory=memory, **more)
         fill = partial(session._fill, [job.resolved(spec) for job in jobs], on_event)
         try:
             session._attempt(fill, fill, on_event)
@@ -147,12 +151,17 @@ class Session(Held):
             def told(done: int, total: int, number: int = number) -> None:
                 on_event(Event("decode", done, total, number, self._used()))
 
-            with self._during("decode"):
-                mine = self._pixels.latents(latents[row : row + 1])
-                path, frames = decode(self._pixels.vae, mine, job, self._chunk(job), told, tile=self.memory.residency.tile)
+            path, frames = self.decode(latents[row : row + 1], job, told)
             on_event(Event("write", 1, 1, number, self._used(), message=str(path or "")))
             seconds = {stage: value - before.get(stage, 0.0) for stage, value in self.watch.seconds.items()}
             yield Result(job, path, {stage: value for stage, value in seconds.items() if value > 0}, frames)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor, job: Job, told: Callable[[int, int], None] = lambda *_: None) -> tuple[Path | None, Any]:
+        """The file of a resolved job made from its latents [1, z, T, h, w], or its frames where it names no file."""
+        with self._during("decode"):
+            mine = self._pixels.latents(latents)
+            return decode(self._pixels.vae, mine, job, self._chunk(job), told, tile=self.memory.residency.tile)
 
     def _chunk(self, job: Job) -> int:
         """Latent frames decoded at once: as forecast for the plan's size, fewer for a larger job."""
@@ -164,29 +173,33 @@ class Session(Held):
         """Latents [B, C, T, h, w] in float32 for a group of jobs of one shape."""
         first = group[0][1]
         jobs = self._batching.padded([job for _, job in group])
+        denoiser = self.denoiser(jobs, texts, on_event)
+        with self._during("sample"):
+            state = None
+            for state in denoiser.steps(first, [job.seed for job in jobs]):
+                on_event(Event("sample", state.index + 1, state.total, group[0][0], self._used()))
+        assert state is not None  # a sampler has at least one step
+        return state.x[: len(group)]
+
+    def denoiser(self, jobs: Sequence[Job], texts: Mapping[str, Tensor], on_event: OnEvent = silent) -> Denoiser:
+        """What denoises these jobs, which are resolved and of one shape; `texts` is what `_embed` returned for them."""
         compute = getattr(torch, DTYPES[self.profile.precision.compute])
         conditions = self._conditions(jobs, compute, on_event)
 
         def gathered(prompts: Sequence[str]) -> Tensor:
             return torch.cat([texts[prompt] for prompt in prompts]).to(self.device, compute)
 
-        with self._during("sample"):
-            denoiser = Denoiser(
-                self.spec,
-                self._experts,
-                gathered([job.prompt for job in jobs]),
-                gathered([job.negative_prompt or "" for job in jobs]) if passes(first) == 2 else None,
-                conditions,
-                device=self.device,
-                compute=compute,
-                int8_cache=self.profile.memory.activation_cache.startswith("int8"),
-                together=self._batching.together(jobs),
-            )
-            state = None
-            for state in denoiser.steps(first, [job.seed for job in jobs]):
-                on_event(Event("sample", state.index + 1, state.total, group[0][0], self._used()))
-        assert state is not None  # a sampler has at least one step
-        return state.x[: len(group)]
+        return Denoiser(
+            self.spec,
+            self._experts,
+            gathered([job.prompt for job in jobs]),
+            gathered([job.negative_prompt or "" for job in jobs]) if passes(jobs[0]) == 2 else None,
+            conditions,
+            device=self.device,
+            compute=compute,
+            int8_cache=self.profile.memory.activation_cache.startswith("int8"),
+            together=self._batching.together(jobs),
+        )
 
     def _conditions(self, jobs: Sequence[Job], compute: torch.dtype, on_event: OnEvent) -> Conditions:
         if jobs[0].image is None:
@@ -204,4 +217,10 @@ class Session(Held):
         ran = merged(self._experts.executed() + self._ran + self._pixels.executed())
         document = receipt(self.plan, self.target.device, self.watch, ran, self.results, self._weights)
         memory = {**self.memory.as_data(), "steps_down": list(self.steps_down)}
-        return {**document, "memory": memory, "expert_swaps": self._experts.swaps}
+        document |= {"memory": memory, "expert_swaps": self._experts.swaps}
+        document |= {"monitor": report(self.guard, list(self._experts.monitors.values()))}
+        return document if self.ops is None else document | {"ops": self.ops.as_data(self.profile.monitor.quant_overhead)}
+
+    def policy(self) -> Policy:
+        """What the monitors promoted so far, to be replayed without them."""
+        return recorded(self.spec.name, self.plan.digest, list(self._experts.monitors.values()))

@@ -47,11 +47,13 @@ def planned(model: str, profile_name: str, *, dense: bool = False) -> tuple[Any,
     return spec, profile, registry, make_plan(spec, profile, registry, target=target, size=PIXELS[::-1], frames=FRAMES)
 
 
-def filled(model: nn.Module, stage: str, plan: Any, registry: Any, dtype: torch.dtype) -> nn.Module:
+def filled(model: nn.Module, stage: str, plan: Any, registry: Any, dtype: torch.dtype, *, also: Any = None) -> nn.Module:
     """`model` bound to the plan with random weights of a trained model's spread, made and quantised on the GPU one at a time."""
     from turbort.bench import fill
     from turbort.bind import Binder
 
     device = torch.device(DEVICE)
-    fill(Binder(model, plan, stage, registry, device=device, dtype=dtype), device)
+    binder = Binder(model, plan, stage, registry, device=device, dtype=dtype)
+    binder.also = also(model) if also else None
+    fill(binder, device)
     return model

@@ -11,6 +11,8 @@ from torch import Tensor
 from turbort.bind import Binder
 from turbort.calibrate.observe import Site, Watch, Weights
 from turbort.experts import Expert, Experts
+from turbort.guard.monitor import make_monitor
+from turbort.guard.switch import Switchboard
 from turbort.models.sites import build_dit
 from turbort.models.wan_dit import WanDit
 from turbort.op import Slot, slots
@@ -34,14 +36,15 @@ class Watched(Experts):
         self.sites: dict[str, Site] = {}
         self._weights = Weights()
 
-    def _bind(self) -> tuple[WanDit, Binder]:
+    def _bind(self) -> tuple[WanDit, Binder, Switchboard | None]:
         setting = self.setting
         model = build_dit(setting.spec, setting.profile.attention)
         device, dtype = torch.device(setting.device.torch_name), getattr(torch, DTYPES[setting.profile.precision.compute])
         # A plan without choices binds nothing: slots keep their references, weights stay plain tensors.
-        return model, Binder(model, Plan(setting.plan.header, ()), "dit", setting.registry, device=device, dtype=dtype)
+        plan = Plan(setting.plan.header, ())
+        return model, Binder(model, plan, "dit", setting.registry, device=device, dtype=dtype), None
 
-    def _finish(self, model: WanDit) -> Expert:
+    def _finish(self, role: str, model: WanDit, board: Switchboard | None) -> Expert:
         for path, slot in slots(model).items():
             name = f"dit/{path}"
             # Experts share one plan, so they share one record.
@@ -50,7 +53,8 @@ class Watched(Experts):
                 site.steps = self.sites[name].steps
             self.sites[name] = site
             slot.fn = site
-        return Expert(model, self._step(model))
+        monitor = make_monitor(role, self.setting.watch, model, None, torch.device(self.setting.device.torch_name))
+        return Expert(model, self._step(model), monitor)
 
     def _candidates(self, model: WanDit, path: str, slot: Slot) -> tuple[str, ...]:
         if slot.role == "attn.self":

@@ -17,7 +17,9 @@ from turbort.cli.plan import app as plan
 from turbort.cli.profiles import app as profiles
 from turbort.cli.prune import prune
 from turbort.cli.quantize import quantize
+from turbort.cli.report import report
 from turbort.cli.run import run
+from turbort.cli.verify import verify
 from turbort.cli.version import version
 
 # Plain help: the rich form takes longer to start than everything else together.
@@ -42,6 +44,8 @@ app.command()(calibrate)
 app.command()(devices)
 app.command()(doctor)
 app.command()(check)
+app.command()(verify)
+app.command()(report)
 app.command()(bench)
 app.command()(compile)
 app.command()(version)

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 from turbort.errors import TurbortError, UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from turbort.backend import Device
+    from turbort.checkpoints.lora import Lora
     from turbort.models.spec import ModelSpec
     from turbort.planner import Target
     from turbort.profile import Profile
@@ -105,3 +108,18 @@ def _with_hint(error: TurbortError, profile: Profile, on: str | None, more: list
     if on is None and "--on cpu" not in fix:
         fix = f"{fix}; or {REHEARSE}" if fix else REHEARSE
     return UnavailableError(error.message, tried=[*tried, *(more or [])], fix=fix)
+
+
+def find_loras(texts: Sequence[str], spec: ModelSpec) -> tuple[Lora, ...]:
+    """The LoRAs of `--lora`; InputError for one that is meant for an expert which the model lacks."""
+    from turbort.errors import unknown
+
+    if not texts:
+        return ()
+    from turbort.checkpoints.lora import parse_lora
+
+    found = tuple(map(parse_lora, texts))
+    for lora in found:
+        if lora.expert is not None and lora.expert not in spec.experts:
+            raise unknown(f"expert of {spec.name}", lora.expert, spec.experts)
+    return found

@@ -11,6 +11,7 @@ Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME|DIR", help="M
 Profile = Annotated[
     str | None, typer.Option("--profile", metavar="NAME|FILE", help="Hardware profile; chosen by the device when absent.")
 ]
+Weights = Annotated[Path | None, typer.Option("--weights", metavar="DIR", help="Folder with the files of the model.")]
 On = Annotated[
     str | None,
     typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from turbort.cli import ui
@@ -91,3 +91,13 @@ def _why(row: Mapping[str, Any], measured: Mapping[str, str]) -> str:
 
 def _style(row: Mapping[str, Any]) -> str | None:
     return "warn" if row.get("fallback") or "fallback" in (row.get("note") or "") else None
+
+
+def show_plans(plans: Sequence[Plan], jobs: int, *, json: bool) -> None:
+    """What a dry run shows: one table per shape of job, or everything as JSON."""
+    if json:
+        rows = [{"digest": plan.digest, **plan.header, "groups": grouped(plan)} for plan in plans]
+        ui.emit_json({"plans": rows, "jobs": jobs})
+        return
+    for plan in plans:
+        plan_table(plan)

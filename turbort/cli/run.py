@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from turbort.cli import options, ui
+from turbort.cli import options, overhead, policies, ui
 from turbort.cli.order import DEFAULT_OUT, Asked
 
 if TYPE_CHECKING:
     from turbort.checkpoints.lora import Lora
     from turbort.cli.choose import Choice
+    from turbort.guard.policy import Policy
     from turbort.job import Job, Result
     from turbort.models.spec import ModelSpec
     from turbort.plan import Plan
@@ -39,7 +40,7 @@ def run(
     ] = None,
     image: Annotated[Path | None, typer.Option("--image", metavar="FILE", help="Picture that the video continues.")] = None,
     lora: options.Loras = None,
-    weights: Annotated[Path | None, typer.Option("--weights", metavar="DIR", help="Folder with the files of the model.")] = None,
+    weights: options.Weights = None,
     profile: options.Profile = None,
     on: options.On = None,
     steps: Annotated[int | None, typer.Option("--steps", metavar="N", help="Sampling steps.")] = None,
@@ -55,6 +56,15 @@ def run(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Where the run's receipt goes; beside the video when absent.")
     ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="Replay recorded promotions instead of monitoring.")
+    ] = None,
+    record_policy: Annotated[
+        Path | None, typer.Option("--record-policy", metavar="FILE", help="Write what the outlier monitor promoted, and when.")
+    ] = None,
+    profile_ops: Annotated[
+        bool, typer.Option("--profile-ops", help="Time every call site; writes a Chrome trace beside the report.")
+    ] = False,
     memory_budget: options.Budget = None,
     prompt_cache: Annotated[
         bool, typer.Option("--prompt-cache/--no-prompt-cache", help="Keep the embeddings of prompts on disk.")
@@ -66,7 +76,7 @@ def run(
 ) -> None:
     """Make a video from a prompt, or many from a file. The paths of finished videos go to stdout."""
     asked = Asked(prompt, prompts, negative_prompt, seed, size, frames, fps, steps, guidance, out, report, image)
-    extra = Extra(tuple(lora or ()), memory_budget, prompt_cache)
+    extra = Extra(tuple(lora or ()), memory_budget, prompt_cache, policy, record_policy, profile_ops)
     work = prepare(asked, model, weights, profile, on, sampler, plan, extra)
     if not quiet:
         _warn(work)
@@ -98,6 +108,9 @@ class Extra:
     loras: tuple[str, ...] = ()
     budget: str | None = None
     prompt_cache: bool = True
+    policy: Path | None = None
+    record_policy: Path | None = None
+    profile_ops: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,9 @@ class Work:
     loras: tuple[Lora, ...] = ()
     budget: int | None = None
     prompt_cache: bool = True
+    policy: Policy | None = None
+    record_policy: Path | None = None
+    profile_ops: bool = False
 
     @property
     def ledger_key(self) -> tuple[str, ...]:
@@ -139,7 +155,7 @@ def prepare(
     extra: Extra,
 ) -> Work:
     """Check every option: first what needs no device, then the device, then the model's files."""
-    from turbort.cli.choose import choose, find_model
+    from turbort.cli.choose import choose, find_loras, find_model
     from turbort.cli.memory_table import parse_budget, within
     from turbort.cli.order import by_shape, check_replay, jobs_of
     from turbort.cli.plan import with_sampler
@@ -163,8 +179,10 @@ def prepare(
         jobs = jobs_of(asked, spec)
     if saved is not None:
         check_replay(saved, spec, choice.profile, by_shape(jobs, spec))
-    loras = _loras(extra.loras, spec)
-    return Work(asked, spec, choice, jobs, weights, saved, on, loras, budget, extra.prompt_cache)
+    loras = find_loras(extra.loras, spec)
+    policy = policies.read(extra.policy, extra.record_policy, by_shape(jobs, spec))
+    more = extra.prompt_cache, policy, extra.record_policy, extra.profile_ops
+    return Work(asked, spec, choice, jobs, weights, saved, on, loras, budget, *more)
 
 
 def _use_compiled(folder: Path, choice: Choice) -> None:
@@ -174,20 +192,6 @@ def _use_compiled(folder: Path, choice: Choice) -> None:
     _, manifest = artifacts.load(folder)
     if manifest.backend == choice.target.backend:
         choice.registry.backend(manifest.backend).use_ahead(folder)
-
-
-def _loras(texts: Sequence[str], spec: ModelSpec) -> tuple[Lora, ...]:
-    from turbort.errors import unknown
-
-    if not texts:
-        return ()
-    from turbort.checkpoints.lora import parse_lora
-
-    found = tuple(map(parse_lora, texts))
-    for lora in found:
-        if lora.expert is not None and lora.expert not in spec.experts:
-            raise unknown(f"expert of {spec.name}", lora.expert, spec.experts)
-    return found
 
 
 def _warn(work: Work) -> None:
@@ -216,17 +220,11 @@ def _unfinished(work: Work, *, quiet: bool) -> list[Job]:
 def _show_plans(work: Work, jobs: Sequence[Job], *, json: bool) -> None:
     from turbort.cli.order import by_shape
     from turbort.cli.plan import make
-    from turbort.cli.plan_table import grouped, plan_table
+    from turbort.cli.plan_table import show_plans
 
     groups = by_shape(jobs, work.spec)
     plans = [work.plan or make(work.choice, work.spec, group[0], jobs=len(group)) for group in groups]
-    if json:
-        ui.emit_json(
-            {"plans": [{"digest": found.digest, **found.header, "groups": grouped(found)} for found in plans], "jobs": len(jobs)}
-        )
-        return
-    for found in plans:
-        plan_table(found)
+    show_plans(plans, len(jobs), json=json)
 
 
 def execute(work: Work, jobs: Sequence[Job], *, quiet: bool) -> tuple[list[Result], list[dict[str, Any]]]:
@@ -284,6 +282,8 @@ def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result],
         )
         with opened as session:
             made = session.generate(jobs, display)
+            policies.write(session, work.record_policy)
+            overhead.write(session, work.asked.report_path, quiet=quiet)
             return made, session.report()
 
 
@@ -292,5 +292,7 @@ def _session_options(work: Work) -> dict[str, Any]:
     from turbort.embed import PromptCache
 
     options: dict[str, Any] = {"cache": PromptCache.default()} if work.prompt_cache else {}
+    options |= {"profile_ops": True} if work.profile_ops else {}
+    options |= {"policy": work.policy} if work.policy else {}
     options |= {"loras": work.loras} if work.loras else {}
     return options | ({"memory_budget": work.budget} if work.budget is not None else {})

@@ -42,6 +42,7 @@ def summary(results: Sequence[Result], receipts: Sequence[Mapping[str, Any]], wa
         "plans": [receipt["plan"]["digest"] for receipt in receipts],
         "rehearsal": any(receipt["plan"].get("rehearsal") for receipt in receipts),
         "fallbacks": sum(len(receipt["fallbacks"]) for receipt in receipts),
+        "unmet": [row for receipt in receipts for row in receipt.get("unmet", ())],
         "report": str(report),
     }
 
@@ -65,6 +66,9 @@ def show(data: Mapping[str, Any]) -> None:
             f"  fallback  {data['fallbacks']} call sites ran on something else than the profile asked; the report says why",
             "warn",
         )
+    for row in data["unmet"]:
+        what = f"{row['stage']} {row['op']} at {row['precision']}"
+        ui.say(f"  receipt   {what}: planned for {row['planned']} call sites, and {row['ran']} ran so", "warn")
     if data["rehearsal"]:
         ui.say("  rehearsal of another platform's precisions: the numerics are real, the timings mean nothing", "warn")
     ui.say(f"  report    {data['report']}")

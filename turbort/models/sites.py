@@ -40,6 +40,23 @@ def build_dit(spec: ModelSpec, wish: AttentionWish) -> WanDit:
         return WanDit(spec.dit, self_attention(spec, wish)).requires_grad_(False).eval()
 
 
+def record_dit(
+    spec: ModelSpec, *, attention: AttentionWish, dtype: str, width: int, height: int, frames: int, batch: int
+) -> list[list[Call]]:
+    """Distinct calls per site of the transformer (`dit/...`)."""
+    compute, channels = getattr(torch, dtype), spec.latent_shape(width, height, frames)
+    dit = build_dit(spec, attention)
+    for name, parameter in dit.named_parameters():
+        if not any(part in name for part in WanDit.fp32):
+            parameter.data = parameter.data.to(compute)
+    dense = spec.dit
+    x = torch.empty(batch, dense.in_channels, *channels[1:], device="meta", dtype=compute)
+    time = torch.empty(batch, device="meta")
+    text = torch.empty(batch, dense.text_len, dense.text_dim, device="meta", dtype=compute)
+    tokens = torch.empty(batch, spec.image_tokens, dense.image_dim, device="meta", dtype=compute) if dense.image_embed else None
+    return record(dit, lambda: dit(x, time, text, image=tokens), "dit")
+
+
 def record_model(
     spec: ModelSpec,
     *,
@@ -56,17 +73,8 @@ def record_model(
 
     `image` records the video encoder, too, for a model that can do without it; one that continues images always has it.
     """
-    compute, channels = getattr(torch, dtype), spec.latent_shape(width, height, frames)
-    dit = build_dit(spec, attention)
-    for name, parameter in dit.named_parameters():
-        if not any(part in name for part in WanDit.fp32):
-            parameter.data = parameter.data.to(compute)
-    dense = spec.dit
-    x = torch.empty(batch, dense.in_channels, *channels[1:], device="meta", dtype=compute)
-    time = torch.empty(batch, device="meta")
-    text = torch.empty(batch, dense.text_len, dense.text_dim, device="meta", dtype=compute)
-    tokens = torch.empty(batch, spec.image_tokens, dense.image_dim, device="meta", dtype=compute) if dense.image_embed else None
-    sites = record(dit, lambda: dit(x, time, text, image=tokens), "dit")
+    channels = spec.latent_shape(width, height, frames)
+    sites = record_dit(spec, attention=attention, dtype=dtype, width=width, height=height, frames=frames, batch=batch)
     with torch.device("meta"):
         vae = build_vae(spec.vae).requires_grad_(False).eval().to(getattr(torch, vae_dtype))
     # Three latent frames show every shape that a streaming decoder meets: the first, the second and a later chunk.

@@ -107,6 +107,12 @@ def first_token_scale_for_all(x: Any, weight: QTensor, bias: Any = None, **epilo
     return ops.linear(QTensor(q.scheme, q.values, scales, q.dtype), weight, bias, **epilogue)  # type: ignore[no-any-return]
 
 
+def stays_wide(x: Any, weight: QTensor, bias: Any = None, **epilogue: Any) -> Tensor:
+    """Says w8a8 and multiplies floats."""
+    plain = x.dequantize() if isinstance(x, QTensor) else x
+    return ops.linear(plain, weight.dequantize(plain.dtype), bias, **epilogue)  # type: ignore[no-any-return]
+
+
 def float_tokens_only(x: Tensor, weight: Any, bias: Any = None, **epilogue: Any) -> Tensor:
     return ops.linear(x.contiguous(), weight, bias, **epilogue)  # type: ignore[no-any-return]
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from turbort.backend import Backend, Device, MemoryStats, Unavailable
+from turbort.backend import Backend, Device, MemoryStats, Switches, Unavailable
 from turbort.errors import UnavailableError
 from turbort.kernel import Kernel
 from turbort_cuda.arch import ARCHS, INTERPRETER, INTERPRETER_FEATURES, nearest
@@ -109,6 +109,19 @@ class Cuda(Backend):
         from turbort_cuda.graph import GraphedStep
 
         return GraphedStep(step, device.torch_name)
+
+    @property
+    def switches_kernels(self) -> bool:
+        """A graph is kept per set of promoted sites."""
+        return True
+
+    def compile_switched(self, step: Callable[..., Any], device: Device, switches: Switches) -> Callable[..., Any]:
+        """As `compile_step`, with one graph per `switches.key`; see `turbort_cuda.graph`."""
+        if device.arch == INTERPRETER:
+            return step
+        from turbort_cuda.graph import GraphedStep
+
+        return GraphedStep(step, device.torch_name, switches)
 
     def stand_in(self, arch: Sequence[str]) -> Device | None:
         """The oldest generation that these globs name, for plans and for compiling; it cannot run anything."""

@@ -1,25 +1,30 @@
-"""A denoising step as one CUDA graph per shape.
+"""A denoising step as one CUDA graph per shape, and per set of call sites that run their second kernel.
 
-Inputs are copied into static buffers and the graph is replayed: no launch overhead, no host synchronisation.
+Inputs are copied into static buffers and the graph is replayed: no launch overhead, no host synchronisation. Where sites
+can switch kernels, a graph stays valid for the set it was captured with; another set gets a graph of its own at its first
+call. Capturing launches nothing, and every second kernel was warmed up before the first capture, so that call is late by
+the time the host needs to go through one step. Graphs of one step never run at once, so they share one memory pool.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from turbort.backend import Switches
+from turbort.op import Slot, slots
 from turbort_cuda.pool import SessionPool
 
 log = logging.getLogger("turbort")
 WARM_UPS = 2
 KEPT = 4
-"""Shapes whose graphs are kept; each holds the activations of one step."""
+"""Graphs that are kept: shapes, and sets of promoted sites. They share the memory of the largest."""
 
 
 @dataclass
@@ -27,6 +32,7 @@ class _Captured:
     graph: torch.cuda.CUDAGraph
     inputs: list[Any]
     output: Any
+    calls: list[tuple[Slot, int]] = field(default_factory=list)
 
     def load(self, leaves: list[Any]) -> None:
         """Copy the call's tensors into the static ones, in one launch per dtype."""
@@ -35,12 +41,21 @@ class _Captured:
             same = [pair for pair in pairs if pair[1].dtype == dtype]
             torch._foreach_copy_([static for static, _ in same], [leaf for _, leaf in same])
 
+    def count(self) -> None:
+        """A replay runs what was captured: the receipt must say so."""
+        for slot, calls in self.calls:
+            slot.calls += calls
+
 
 class GraphedStep:
     """Calls `step` through a CUDA graph; a step that cannot be captured runs as it is, and the log says why."""
 
-    def __init__(self, step: Callable[..., Any], device: str) -> None:
+    def __init__(self, step: Callable[..., Any], device: str, switches: Switches | None = None) -> None:
         self.step = step
+        self.switches = switches
+        self._slots = list(slots(step).values()) if isinstance(step, nn.Module) else []
+        self._warm: set[Any] = set()
+        self._pool: Any = None
         self.device = torch.device(device)
         self.refused: str | None = None
         self._graphs: dict[Any, _Captured] = {}
@@ -49,10 +64,11 @@ class GraphedStep:
         leaves, form = pytree.tree_flatten((args, kwargs))
         if self.refused or not _capturable(leaves, self.device):
             return self.step(*args, **kwargs)
-        key = (str(form), *map(_signature, leaves))
+        shape = (str(form), *map(_signature, leaves))
+        key = (self.switches.key if self.switches else None, shape)
         captured = self._graphs.get(key)
         if captured is None:
-            captured = self._capture(leaves, form)
+            captured = self._capture(leaves, form, shape)
             if captured is None:
                 return self.step(*args, **kwargs)
             while len(self._graphs) >= KEPT:
@@ -60,14 +76,31 @@ class GraphedStep:
             self._graphs[key] = captured
         captured.load(leaves)
         captured.graph.replay()
+        captured.count()
         # The static output is overwritten by the next replay.
         return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, captured.output)
 
-    def _capture(self, leaves: list[Any], form: Any) -> _Captured | None:
+    def _capture(self, leaves: list[Any], form: Any, shape: Any) -> _Captured | None:
+        counts = [slot.calls for slot in self._slots]
         with SessionPool.outside(self.device):
-            return self._captured(leaves, form)
+            captured = self._captured(leaves, form, shape)
+        # Warm-ups and captures are no part of the video. A step that runs as it is counts by itself.
+        for slot, calls in zip(self._slots, counts, strict=True):
+            slot.calls = calls
+        return captured
 
-    def _captured(self, leaves: list[Any], form: Any) -> _Captured | None:
+    def _warm_up(self, args: Any, kwargs: Any, shape: Any) -> None:
+        """Compile kernels and fill caches, which a capture may not do: once per shape, for first and second kernels."""
+        if shape in self._warm:
+            return
+        if self.switches is not None:
+            with self.switches.everything_promoted():
+                self.step(*args, **kwargs)
+        for _ in range(WARM_UPS):
+            self.step(*args, **kwargs)
+        self._warm.add(shape)
+
+    def _captured(self, leaves: list[Any], form: Any, shape: Any) -> _Captured | None:
         static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(static, form)
         stream: Any = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
@@ -75,11 +108,13 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.stream(stream):
-                for _ in range(WARM_UPS):  # compiles kernels and fills caches, which a capture may not do
-                    self.step(*args, **kwargs)
+                self._warm_up(args, kwargs, shape)
             torch.cuda.current_stream(self.device).wait_stream(stream)
             torch.cuda.synchronize(self.device)
-            with torch.cuda.graph(graph, stream=stream):
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            before = [slot.calls for slot in self._slots]
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
                 output = self.step(*args, **kwargs)
         except RuntimeError as error:
             if isinstance(error, torch.cuda.OutOfMemoryError):
@@ -88,7 +123,8 @@ class GraphedStep:
             log.warning("this step cannot become a CUDA graph and runs kernel by kernel: %s", self.refused)
             torch.cuda.synchronize(self.device)
             return None
-        return _Captured(graph, static, output)
+        ran = [(slot, slot.calls - was) for slot, was in zip(self._slots, before, strict=True)]
+        return _Captured(graph, static, output, [(slot, calls) for slot, calls in ran if calls])
 
 
 def _capturable(leaves: list[Any], device: torch.device) -> bool:

@@ -11,6 +11,9 @@ import torch
 from turbort_cuda.graph import GraphedStep, _Captured
 from turbort_cuda.pool import SessionPool
 
+from turbort import ops
+from turbort.op import slot
+
 
 def test_tensors_of_another_device_run_as_they_are() -> None:
     step = GraphedStep(lambda x, scale: x * scale, "cuda:0")
@@ -39,7 +42,7 @@ def test_a_step_is_captured_once_per_shape_and_its_result_is_the_callers_own(mon
     monkeypatch.setattr("turbort_cuda.graph._capturable", lambda leaves, device: True)
     made: list[Any] = []
 
-    def capture(self: GraphedStep, leaves: list[Any], form: Any) -> _Captured:
+    def capture(self: GraphedStep, leaves: list[Any], form: Any, shape: Any) -> _Captured:
         made.append(leaves[0].shape)
         static = [leaf.clone() for leaf in leaves]
         return _Captured(Stub(), static, static[0])  # type: ignore[arg-type]
@@ -57,13 +60,73 @@ def test_a_step_that_cannot_be_captured_runs_and_is_not_tried_again(monkeypatch:
     step = GraphedStep(lambda x: calls.append(1) or x, "cuda:0")
     monkeypatch.setattr("turbort_cuda.graph._capturable", lambda leaves, device: True)
 
-    def refuse(self: GraphedStep, leaves: list[Any], form: Any) -> None:
+    def refuse(self: GraphedStep, leaves: list[Any], form: Any, shape: Any) -> None:
         self.refused = "no"
 
     monkeypatch.setattr(GraphedStep, "_capture", refuse)
     assert step(torch.ones(1)).item() == 1
     assert step(torch.ones(1)).item() == 1
     assert len(calls) == 2
+
+
+class Sites:
+    """Stands in for a switchboard."""
+
+    def __init__(self) -> None:
+        self.key: frozenset[str] = frozenset()
+        self.seen: list[bool] = []
+        self.every = False
+
+    @contextmanager
+    def everything_promoted(self) -> Iterator[None]:
+        self.every = True
+        yield
+        self.every = False
+
+
+def test_each_set_of_promoted_sites_has_a_graph_of_its_own_and_warms_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sites = Sites()
+    step = GraphedStep(lambda x: sites.seen.append(sites.every) or x, "cuda:0", sites)
+    monkeypatch.setattr("turbort_cuda.graph._capturable", lambda leaves, device: True)
+    made: list[Any] = []
+
+    def capture(self: GraphedStep, leaves: list[Any], form: Any, shape: Any) -> _Captured:
+        self._warm_up(leaves, {}, shape)
+        made.append(sites.key)
+        return _Captured(Stub(), [leaf.clone() for leaf in leaves], leaves[0])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GraphedStep, "_capture", capture)
+    for key in (frozenset(), frozenset(), frozenset({"a"}), frozenset(), frozenset({"a"})):
+        sites.key = key
+        step(torch.ones(2))
+    assert made == [frozenset(), frozenset({"a"})]
+    assert sites.seen == [True, False, False]  # second kernels once, then the usual warm-ups, and never again
+
+
+def test_replays_count_in_the_receipt_and_warm_ups_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot called twice per step, three replays: six calls, whatever warming up and capturing called."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.op = slot(ops.gated_residual, "test")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.op(x, self.op(x, x, x), x)
+
+    model = Model()
+    step = GraphedStep(model, "cuda:0")
+    monkeypatch.setattr("turbort_cuda.graph._capturable", lambda leaves, device: True)
+
+    def captured(self: GraphedStep, leaves: list[Any], form: Any, shape: Any) -> _Captured:
+        self._warm_up(leaves, {}, shape)
+        model(*leaves)
+        return _Captured(Stub(), [leaf.clone() for leaf in leaves], leaves[0], [(model.op, 2)])  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GraphedStep, "_captured", captured)
+    for _ in range(3):
+        step(torch.ones(1, 2, 4))
+    assert model.op.calls == 6
 
 
 def test_a_pool_is_left_for_a_capture_and_entered_again(monkeypatch: pytest.MonkeyPatch) -> None:

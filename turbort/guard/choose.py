@@ -1,0 +1,58 @@
+"""What a run's monitors may do: the profile's wish, limited by the backend and the memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from turbort.backend import Backend
+from turbort.guard.groups import find_groups
+from turbort.guard.monitor import Watch
+from turbort.guard.policy import Policy
+from turbort.memory import MARGIN, Forecast
+from turbort.models.spec import ModelSpec
+from turbort.plan import Plan
+from turbort.planner import Target
+from turbort.profile import Profile
+from turbort.registry import Registry
+from turbort.units import format_bytes
+
+
+def watch_of(
+    spec: ModelSpec,
+    profile: Profile,
+    plan: Plan,
+    registry: Registry,
+    target: Target,
+    memory: Forecast,
+    policy: Policy | None = None,
+) -> Watch:
+    """The watch of a run; InputError for a policy that does not fit it.
+
+    A site without room for a second weight is only warned about, and so is every site of a backend whose compiled step cannot
+    change kernels. Streamed blocks are not watched: their weights come and go.
+    """
+    wish = profile.monitor
+    if policy is None and wish.on_outlier == "ignore":
+        return Watch("off", wish.outlier_share)
+    backend = registry.backend(target.backend)
+    why = _cannot(backend, memory)
+    groups = () if why else find_groups(spec, profile, registry, target, plan)
+    if policy is not None:
+        policy.check(spec.name, plan.digest, [group.name for group in groups])
+        return Watch("replay", wish.outlier_share, groups, policy, why)
+    if why:
+        return Watch("off", wish.outlier_share, note=why)
+    watch = Watch("promote" if wish.on_outlier == "promote" else "warn", wish.outlier_share, groups)
+    copies = len(spec.experts) if spec.experts and memory.residency.experts == "all" else 1
+    room = None if memory.budget is None else memory.budget - memory.needed
+    wanted = round(watch.weight_bytes * copies * MARGIN)
+    if room is not None and wanted > room:
+        note = f"second weights would take {format_bytes(wanted)} and {format_bytes(max(0, room))} are left: outliers only warn"
+        return replace(watch, mode="warn", note=note)
+    return watch
+
+
+def _cannot(backend: Backend, memory: Forecast) -> str:
+    if not backend.switches_kernels:
+        return f"a compiled step of backend {backend.name} cannot change kernels"
+    return "blocks are streamed from the host" if memory.residency.offload else ""

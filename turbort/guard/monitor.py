@@ -1,0 +1,190 @@
+"""The outlier monitor of one transformer: after each step it decides which sites run their second kernel from now on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from turbort.guard.groups import Group
+from turbort.guard.policy import Policy, merged
+from turbort.guard.probe import Probes
+from turbort.guard.switch import Switchboard
+from turbort.op import Slot, slots
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+log = logging.getLogger("turbort")
+Mode = Literal["off", "warn", "promote", "replay"]
+CALM_STEPS = 3
+"""Steps below half the threshold after which a site goes back."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What the monitors of a run do, and with which groups.
+
+    `note` says why less is done than the profile asks for.
+    """
+
+    mode: Mode = "off"
+    threshold: float = 0.05
+    groups: tuple[Group, ...] = ()
+    policy: Policy | None = None
+    note: str = ""
+
+    @property
+    def weight_bytes(self) -> int:
+        """What the second kernels' weights take on the device, per transformer."""
+        return sum(group.weight_bytes for group in self.groups) if self.mode in ("promote", "replay") else 0
+
+
+class Monitor:
+    """Watches and switches one transformer (`role`); one object for the life of its weights.
+
+    Protocol, per model call: `before()`, the forward, and `after()`, which says whether that forward should be made again
+    because sites were promoted on what it showed. `begin()` starts a new video with nothing promoted.
+    """
+
+    def __init__(
+        self, role: str, watch: Watch, board: Switchboard | None, probes: Probes | None, sites: Mapping[str, Slot]
+    ) -> None:
+        self.role, self.watch = role, watch
+        self.board, self.probes = board, probes
+        self.step = 0
+        self.events: list[dict[str, Any]] = []
+        self.recorded: tuple[frozenset[str], ...] = ()
+        self._shares: dict[str, float] = {}
+        self._calm: dict[str, int] = {}
+        self._warned: set[str] = set()
+        self._steps: list[frozenset[str]] = []
+        if probes is not None:
+            for group in watch.groups:
+                self._attach(group, probes, sites[group.probe.partition("/")[2]])
+
+    def _attach(self, group: Group, probes: Probes, site: Slot) -> None:
+        def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                probes.take(group, args)
+                return function(*args, **kwargs)
+
+            return call
+
+        if self.board is not None:
+            self.board.watch(group, wrap)
+        else:
+            site.fn = wrap(site.fn)
+
+    def begin(self) -> None:
+        """A new video: a job's frames must not depend on what was made before it."""
+        self._keep()
+        self.step = 0
+        self._calm.clear()
+        if self.board is not None:
+            self.board.set(frozenset())
+
+    def _keep(self) -> None:
+        self.recorded = merged(self.recorded, self._steps) if self.recorded else tuple(self._steps)
+        self._steps = []
+
+    def before(self) -> None:
+        """Put the kernels of this step in place."""
+        self.step += 1
+        if self.board is not None and self.watch.policy is not None:
+            self.board.set(self.watch.policy.at(self.role, self.step))
+
+    def after(self) -> bool:
+        """Judge what the forward showed; True when sites were promoted and it should be made again with them."""
+        if self.probes is None:
+            return False
+        shares = dict(zip((group.name for group in self.watch.groups), self.probes.shares(), strict=True))
+        self._shares = {name: max(share, self._shares.get(name, 0.0)) for name, share in shares.items()}
+        if self.watch.mode != "promote" or self.board is None:
+            self._warn(shares)
+            return False
+        up = [name for name, share in shares.items() if share > self.watch.threshold and name not in self.board.promoted]
+        down = [name for name in self.board.promoted if self._settled(name, shares[name])]
+        used = self.board.promoted | frozenset(up)
+        self._steps.append(used)
+        self.board.set(used - frozenset(down))
+        for action, names in (("promote", up), ("demote", down)):
+            for name in names:
+                self._note(action, name, shares[name])
+        return bool(up)
+
+    def _settled(self, name: str, share: float) -> bool:
+        """Whether a promoted site has been calm for long enough; half the threshold keeps it from going to and fro."""
+        self._calm[name] = self._calm.get(name, 0) + 1 if share < self.watch.threshold / 2 else 0
+        if self._calm[name] < CALM_STEPS:
+            return False
+        self._calm[name] = 0
+        return True
+
+    def _warn(self, shares: dict[str, float]) -> None:
+        for name, share in shares.items():
+            if share > self.watch.threshold and name not in self._warned:
+                self._warned.add(name)
+                self._note("warn", name, share)
+
+    def _note(self, action: str, name: str, share: float) -> None:
+        group = next(group for group in self.watch.groups if group.name == name)
+        site = group.members[0]
+        self.events.append(
+            {
+                "role": self.role,
+                "step": self.step,
+                "action": action,
+                "site": name,
+                "share": round(share, 4),
+                "from": site.now.precision if action != "demote" else site.then.precision,
+                "to": site.then.precision if action == "promote" else site.now.precision,
+                "sites": [member.now.path for member in group.members],
+                "repeated": action == "promote",
+            }
+        )
+        log.info("step %d: %s %s, %.1f %% outliers", self.step, action, name, 100 * share)
+
+    def continued(self, earlier: Monitor | None) -> None:
+        """Go on where the monitor of the same transformer was before its weights left the device."""
+        if earlier is not None:
+            self.step, self.events, self.recorded = earlier.step, earlier.events, earlier.recorded
+            self._shares, self._steps, self._warned = earlier._shares, earlier._steps, earlier._warned
+
+    @property
+    def steps(self) -> tuple[frozenset[str], ...]:
+        """What was promoted at each step, over all videos so far."""
+        return merged(self.recorded, self._steps)
+
+    def as_data(self) -> dict[str, Any]:
+        """What was seen: the largest share per site, and the events."""
+        return {
+            "role": self.role,
+            "events": list(self.events),
+            "shares": {name: round(share, 4) for name, share in self._shares.items()},
+        }
+
+
+def make_monitor(role: str, watch: Watch, model: nn.Module, board: Switchboard | None, device: torch.device) -> Monitor:
+    """The monitor of a bound transformer; one that only warns has no second kernels, one that replays no probes."""
+    probes = None if watch.mode in ("off", "replay") else Probes(watch.groups, device)
+    return Monitor(role, watch, board, probes, slots(model))
+
+
+def report(watch: Watch, monitors: Sequence[Monitor]) -> dict[str, Any]:
+    """The monitor's part of a run report."""
+    return {
+        "mode": watch.mode,
+        "outlier_share": watch.threshold,
+        "groups": len(watch.groups),
+        "twin_weight_bytes": watch.weight_bytes,
+        "note": watch.note,
+        "transformers": [monitor.as_data() for monitor in monitors],
+    }
+
+
+def recorded(model: str, plan: str, monitors: Sequence[Monitor]) -> Policy:
+    """The policy that a monitored run amounts to."""
+    return Policy(model, plan, {monitor.role: monitor.steps for monitor in monitors})

@@ -1,0 +1,87 @@
+"""Samples of what call sites are given, and the share of outliers in them.
+
+A few evenly spread rows per site go into buffers that exist before the first step, so that a captured graph can fill them.
+All sites are judged together after the step, with one transfer to the host.
+
+* Linears with int8 activations: a token is rounded with a step of amax / 127. A row is an outlier where a few large values
+  leave so few steps for the others that those are rounded as coarsely as 4-bit weights are: with r the root mean square of
+  the values up to amax / 2, c = amax / r, their relative error is c^2 / (12 x 127^2), and the budget of w4a8 is 2e-2, so
+  c > 127 sqrt(12 x 2e-2) = 62. Normal values have c = 4. The scale cancels, so codes do as well as values.
+* INT8 attention: a logit q k / sqrt(d) gets an error of variance (|q|^2 s_k^2 + |k|^2 s_q^2) / (12 d), s the scales of q and
+  of the smoothed k. It is an outlier where the standard deviation is beyond 0.1: its softmax weight is then off by a tenth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from turbort.guard.groups import Group
+from turbort.precision import PRECISIONS
+from turbort.quant.qtensor import QTensor
+
+ROWS = 32
+"""Rows per site and step: a share of 5 % is two of them."""
+CREST = 127.0 * math.sqrt(12.0 * PRECISIONS["w4a8"].max_nmse)
+LOGIT_ERROR = 0.1
+
+
+class Probes:
+    """The buffers of one model's groups, in the order of the groups."""
+
+    def __init__(self, groups: Sequence[Group], device: torch.device) -> None:
+        self.groups = tuple(groups)
+        self._place: dict[str, tuple[Tensor, int]] = {}
+        self._buffers: list[tuple[str, Tensor, list[int]]] = []
+        for kind, width, heads in dict.fromkeys((g.kind, g.width, g.heads) for g in groups):
+            members = [i for i, g in enumerate(groups) if (g.kind, g.width, g.heads) == (kind, width, heads)]
+            shape = (len(members), 2, ROWS, heads, width // heads) if kind == "logits" else (len(members), ROWS, width)
+            buffer = torch.zeros(shape, device=device)
+            self._buffers.append((kind, buffer, members))
+            self._place |= {groups[i].name: (buffer, row) for row, i in enumerate(members)}
+
+    def take(self, group: Group, args: tuple[Any, ...]) -> None:
+        """Copy rows of a call's arguments; no transfer, no allocation."""
+        buffer, row = self._place[group.name]
+        if group.kind == "logits":
+            for part, value in enumerate(args[:2]):
+                _copy(buffer[row, part], value[0])
+            return
+        x = args[0].values if isinstance(args[0], QTensor) else args[0]
+        _copy(buffer[row], x.reshape(-1, group.width))
+
+    def shares(self) -> list[float]:
+        """Share of outliers per group in what was last sampled."""
+        found = torch.zeros(len(self.groups))
+        for kind, buffer, members in self._buffers:
+            found[members] = (_logits(buffer) if kind == "logits" else _rows(buffer)).cpu()
+        return [float(value) for value in found]
+
+
+def _copy(buffer: Tensor, rows: Tensor) -> None:
+    step = max(1, rows.shape[0] // ROWS)
+    some = rows[::step][:ROWS]
+    buffer[: some.shape[0]].copy_(some)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[n, ROWS, K] -> [n]."""
+    size = x.abs()
+    most = size.amax(-1, keepdim=True)
+    others = size <= most / 2
+    energy = (size * others).square().sum(-1) / others.sum(-1).clamp_min(1)
+    return (most.squeeze(-1).square() > CREST**2 * energy).float().mean(-1)
+
+
+def _logits(x: Tensor) -> Tensor:
+    """[n, 2, ROWS, H, d] -> [n]."""
+    q, k = x[:, 0], x[:, 1] - x[:, 1].mean(1, keepdim=True)
+    step_q, step_k = (t.abs().amax((1, 3), keepdim=True).squeeze(-1) / 127.0 for t in (q, k))  # [n, 1, H]
+    noise_q = q.square().sum(-1) * step_k.square()  # [n, ROWS, H]
+    noise_k = k.square().sum(-1) * step_q.square()
+    variance = (noise_q[:, :, None] + noise_k[:, None]) / (12.0 * x.shape[-1])
+    return (variance > LOGIT_ERROR**2).float().mean((1, 2, 3))
