@@ -36,7 +36,7 @@ tpu-xla-env:
 
 # Both interpret modes of every kernel, whole models, planted faults, and the embedded model where its weights are.
 tpu-host: tpu-env
-	@$(call TPU_SKIPPED,tpu-host,$(TPU_VENV)); $(TPU_HOST) $(TPU_BIN)/python -m pytest -q $(TPU_TESTS)/unit $(TPU_TESTS)/host
+	@$(call TPU_SKIPPED,tpu-host,$(TPU_VENV)); $(TPU_HOST) $(TPU_BIN)/python -m pytest -q $(TPU_TESTS)/host
 
 # Every kernel at real shapes for every generation, and the programs that must be refused.
 tpu-aot: tpu-env

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ class Display:
     def __enter__(self) -> Display:
         if self._shown:
             self._progress = self._exit.enter_context(_bars())
+            self._exit.enter_context(_told(self._progress))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -67,6 +69,30 @@ class Display:
         )
         self._current = (event.stage, event.job)
         self._task = self._progress.add_task(WORDS.get(event.stage, event.stage) + number, total=event.steps or None, memory="")
+
+
+class _Lines(logging.Handler):
+    """Prints what turbort logs above the bars: a backend that compiles for minutes says so there."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.INFO)
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.console.print(record.getMessage(), style="quiet")
+
+
+@contextmanager
+def _told(progress: Progress) -> Iterator[None]:
+    log, handler = logging.getLogger("turbort"), _Lines(progress)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _bars() -> Progress:

@@ -1,4 +1,4 @@
-"""Attention over the four chips of one host, compiled for chips that are not here."""
+"""Four chips of one host, compiled for chips that are not here: attention by heads, and a block's batch by samples."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from turbort_tpu.aot.cases import BATCH, HEADS, LENGTH
 from turbort_tpu.aot.inspect import dots, vmem
 
 CHIPS = 4
+FRAMES = 13
+"""Frames of the clip for the block: long enough for four chosen key blocks, short enough to compile in seconds."""
 
 
 def compile_spread(target: str, *, int8: bool = True) -> dict[str, Any]:
@@ -30,3 +32,44 @@ def compile_spread(target: str, *, int8: bool = True) -> dict[str, Any]:
         raise RuntimeError("the compiled program exchanges nothing between chips")
     found, memory = dots(traced.jaxpr), compiled.memory_analysis()
     return {"peak_hbm": memory.peak_memory_in_bytes, "peak_vmem": vmem(compiled), "dots": found.kept, "wrapped": found.wrapped}
+
+
+def compile_batch(target: str) -> dict[str, Any]:
+    """Compile one block of the 1.3B model with a batch of four, one sample a chip, as the executor spreads a step.
+
+    Raises RuntimeError when the chips exchange anything.
+    """
+    import jax
+    import torch
+    from jax.sharding import NamedSharding
+
+    from turbort.models.spec import MODELS
+    from turbort.profile import load_profile
+    from turbort.registry import Registry
+    from turbort_tpu.aot.trunk import traced
+    from turbort_tpu.bridge.convert import spec_of
+    from turbort_tpu.jax_executor.spread import WHOLE, Spread
+    from turbort_tpu.kernels.common import pallas
+
+    spec = MODELS["wan2.1-t2v-1.3b"]
+    size = spec.defaults.width, spec.defaults.height
+    trunk = traced(spec, load_profile(f"tpu-{target}"), Registry(), size=size, frames=FRAMES, batch=1)
+    spread = Spread.over(topology.devices(target)[:CHIPS], CHIPS)
+    whole = [torch.empty(CHIPS if len(x) == 1 else len(x), *x.shape[1:], dtype=x.dtype, device="meta") for x in trunk.inputs]
+
+    def placed(leaf: Any, part: Any = WHOLE) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(spread.mesh, part))
+
+    held = jax.tree.map(placed, trunk.program.weights), *(
+        jax.tree.map(lambda x: placed(spec_of(x)), value) for value in (trunk.program.constants, trunk.parameters)
+    )
+    given = [placed(spec_of(tensor), spread.spec(tensor)) for tensor in whole]
+    with pallas("compile"):
+        found = jax.jit(spread.wrap(trunk.program, whole)).trace(*held, given)
+        compiled = found.lower().compile()
+    if "all-" in compiled.as_text():
+        raise RuntimeError("the chips exchange data, and samples need nothing of each other")
+    products, memory = dots(found.jaxpr), compiled.memory_analysis()
+    return {
+        "peak_hbm": memory.peak_memory_in_bytes, "peak_vmem": vmem(compiled), "dots": products.kept, "wrapped": products.wrapped
+    }  # fmt: skip
