@@ -283,7 +283,8 @@ def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result],
         with opened as session:
             made = session.generate(jobs, display)
             policies.write(session, work.record_policy)
-            overhead.write(session, work.asked.report_path, quiet=quiet)
+            if work.profile_ops:
+                overhead.write(session, work.asked.report_path, quiet=quiet)
             return made, session.report()
 
 
