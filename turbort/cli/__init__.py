@@ -1,54 +1,83 @@
-"""The command line. One file per command; nothing here imports torch or rich before a command needs it."""
+"""The command line. One file per command, imported when it is called: nothing here imports torch or rich before that."""
 
 from __future__ import annotations
 
-import typer
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
 
-from turbort.cli.bench import bench
-from turbort.cli.calibrate import calibrate
-from turbort.cli.check import check
-from turbort.cli.compile import compile
-from turbort.cli.devices import devices
-from turbort.cli.doctor import doctor
-from turbort.cli.download import download
-from turbort.cli.inspect import inspect
-from turbort.cli.models import models
-from turbort.cli.plan import app as plan
-from turbort.cli.profiles import app as profiles
-from turbort.cli.prune import prune
-from turbort.cli.quantize import quantize
-from turbort.cli.report import report
-from turbort.cli.run import run
-from turbort.cli.verify import verify
-from turbort.cli.version import version
+import typer
+from typer.core import TyperGroup
+
+# Summaries by command, in the order of the help text. Module and function have the command's name; a module's `app` is a group.
+COMMANDS: Mapping[str, str] = {
+    "run": "Make a video from a prompt, or many from a file.",
+    "plan": "Show or save what would run at every call site.",
+    "profiles": "Hardware profiles: list, show, validate, explain.",
+    "models": "List the models turbort knows, and what they make.",
+    "download": "Download a model's files with huggingface_hub.",
+    "inspect": "Say what weights are: dialect, model, precision per role, size.",
+    "quantize": "Convert weights, one at a time, and show how far each moved.",
+    "prune": "Keep the tiles of each block matrix that matter most.",
+    "calibrate": "Learn what each precision costs at every call site.",
+    "devices": "List every backend with its devices, or why it has none.",
+    "doctor": "Check Python, torch, packages, profiles, plugins and devices.",
+    "check": "Run the conformance suite on a backend.",
+    "verify": "Judge a profile against the unquantised run of the same noise.",
+    "report": "Show a report: what ran, what the monitor did, and the gates.",
+    "bench": "Time one denoising step of a model with random weights.",
+    "compile": "Plan a model and compile the plan ahead of time.",
+    "version": "Show the versions of turbort, Python, torch and packages.",
+}
+
+
+class _Commands(Mapping[str, Any]):
+    """Commands by name, each built when it is asked for: building all of them takes longer than most commands."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in COMMANDS:
+            raise KeyError(name)
+        module = import_module(f"turbort.cli.{name}")
+        if hasattr(module, "app"):
+            return typer.main.get_group(module.app)
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        alone.command()(getattr(module, name))
+        return typer.main.get_command(alone)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+class _Group(TyperGroup):
+    """`turbort`, whose help needs none of its commands."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = _Commands()
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
 
 # Plain help: the rich form takes longer to start than everything else together.
 app = typer.Typer(
     name="turbort",
-    help="Make videos with diffusion transformers on whatever accelerator is there.",
+    cls=_Group,
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run)
-app.add_typer(plan, name="plan")
-app.add_typer(profiles, name="profiles")
-app.command()(models)
-app.command()(download)
-app.command()(inspect)
-app.command()(quantize)
-app.command()(prune)
-app.command()(calibrate)
-app.command()(devices)
-app.command()(doctor)
-app.command()(check)
-app.command()(verify)
-app.command()(report)
-app.command()(bench)
-app.command()(compile)
-app.command()(version)
+
+
+@app.callback()
+def turbort() -> None:
+    """Make videos with diffusion transformers on whatever accelerator is there."""
 
 
 def main() -> None:
