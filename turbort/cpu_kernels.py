@@ -42,27 +42,34 @@ def cpu_kernels() -> Iterable[Kernel]:
         priority=20,
         pack="turbort.ops.cpu:pack_float",
     )
-    for op in ("causal_conv3d", "vae_upsample", "vae_norm_silu"):
-        yield Kernel(
-            op,
-            "channels-last",
-            f"turbort.ops.cpu_vae:{op}",
-            ("fp32", "bf16"),
-            rejects=_pixels,
-            requires=CPU | {"avx2"},
-            priority=20,
-            layout="channels_last",
-        )
+    # oneDNN convolves bfloat16 on CPUs with AVX-512 only.
+    for name, precision, dtype, needs in (
+        ("channels-last", "fp32", "float32", "avx2"),
+        ("channels-last-bf16", "bf16", "bfloat16", "avx512"),
+    ):
+        for op in ("causal_conv3d", "vae_upsample", "vae_norm_silu"):
+            yield Kernel(
+                op,
+                name,
+                f"turbort.ops.cpu_vae:{op}",
+                (precision,),
+                rejects=_pixels(dtype),
+                requires=CPU | {needs},
+                priority=20,
+                layout="channels_last",
+            )
 
 
-def _pixels(call: Call, device: Device) -> str | None:
-    """Refuse what is not video-shaped: the innermost layout is defined for 5 axes."""
-    x = call["x"]
-    if isinstance(x, TensorSpec) and (len(x.shape) != 5 or x.dtype not in ("float32", "bfloat16")):
-        return f"takes float32 or bfloat16 [B, C, T, H, W], x is {x.dtype} with {len(x.shape)} axes"
-    if isinstance(x, TensorSpec) and x.dtype == "bfloat16" and "avx512" not in device.features:
-        return "oneDNN convolves bfloat16 on CPUs with AVX-512 only"
-    return None
+def _pixels(dtype: str) -> Rejects:
+    """Refuse what is not video-shaped, because the innermost layout is defined for 5 axes, or of another dtype."""
+
+    def rejects(call: Call, device: Device) -> str | None:
+        x = call["x"]
+        if isinstance(x, TensorSpec) and (len(x.shape) != 5 or x.dtype != dtype):
+            return f"takes {dtype} [B, C, T, H, W], x is {x.dtype} with {len(x.shape)} axes"
+        return None
+
+    return rejects
 
 
 def _matrix_weight(call: Call, device: Device) -> str | None:

@@ -189,7 +189,7 @@ def _convolutions(plan: Plan) -> Iterable[_Conv]:
     for choice in plan:
         if choice.path.startswith("vae/decoder") and choice.op in ("causal_conv3d", "vae_upsample"):
             shapes = [parse_shape(text) for text in choice.shapes]
-            reorders = _is_reference(choice) and not choice.kernel.endswith("/channels-last")
+            reorders = _is_reference(choice) and "/channels-last" not in choice.kernel
             yield _Conv(shapes[0], shapes[1], float_bytes(choice.precision), int(reorders))
 
 

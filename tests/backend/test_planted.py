@@ -20,5 +20,9 @@ def test_the_same_samples_pass_with_the_reference():
     """A check that fails everything would find every planted error too."""
     wanted = {(row.op, row.precision, row.sample) for row in planted.PLANTED}
     for op, precision, sample in sorted(wanted):
-        for result in Suite("reference", REGISTRY, op=op, precision=precision, sample=sample):
+        results = list(Suite("reference", REGISTRY, op=op, precision=precision, sample=sample))
+        # A faster kernel may need instructions that this CPU lacks; the plain reference needs none.
+        ran = [result for result in results if result.outcome is not Outcome.REJECTED]
+        assert any("/reference/" in result.id for result in ran), f"{op} {precision} {sample}"
+        for result in ran:
             assert result.outcome is Outcome.PASS, f"{result.id}: {result.check}: {result.message}"
