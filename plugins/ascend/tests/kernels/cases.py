@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from lowering import Source
+from turbort_ascend.lowering import Source
 
 MATMUL = Source(
     "int8_block_matmul",

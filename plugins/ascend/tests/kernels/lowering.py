@@ -14,10 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from turbort_ascend.lowering import Source, compile_for, missing_compiler, to_linalg
-
-__all__ = ["Launcher", "Source", "compile_for", "missing_compiler", "missing_tools", "to_library", "to_linalg"]
-
 LLVM = Path(os.environ.get("MLIR_BIN", "/usr/lib/llvm-19/bin"))
 MLIR_TOOLS = ("mlir-opt", "mlir-translate", "opt", "llc")
 PASSES = (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from cases import LAUNCHED, TOO_LARGE
-from lowering import Compiled, Source, compile_for, missing_compiler, to_linalg
+from turbort_ascend.lowering import Compiled, Source, compile_for, missing_compiler, to_linalg
 
 KIB = 1024
 ROOM = {

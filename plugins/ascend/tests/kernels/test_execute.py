@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 from cases import DENSE, MATMUL, SPARSE, with_dtype, with_tiles
-from lowering import Launcher, Source, missing_compiler, missing_tools, to_library, to_linalg
+from lowering import Launcher, missing_tools, to_library
+from turbort_ascend.lowering import Source, missing_compiler, to_linalg
 
 CHIP = "Ascend910B3"
 BF16, FP16 = torch.bfloat16, torch.float16
