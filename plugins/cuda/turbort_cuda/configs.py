@@ -33,7 +33,7 @@ _LINEAR8: Mapping[int, Mapping[str, Config]] = {
     86: {"wide": _c(128, 128, 64, 3, 8), "mid": _c(64, 128, 64, 3, 4), "tiny": _c(16, 64, 128, 4, 4)},
     89: {"wide": _c(128, 128, 64, 4, 8), "mid": _c(64, 128, 64, 4, 4), "tiny": _c(16, 64, 128, 4, 4)},
     90: {
-        "wide": _c(128, 256, 128, 4, 8, tma=True, halves=True),
+        "wide": _c(128, 256, 128, 4, 8, tma=True, halves=True, flatten=True),
         "mid": _c(64, 128, 128, 4, 4, tma=True),
         "tiny": _c(64, 64, 128, 4, 4, tma=True),
     },
@@ -86,18 +86,23 @@ _ATTENTION: Mapping[int, Mapping[str, Config]] = {
     80: {"dense": _a(128, 64, 3, 8), "sparse": _a(0, 0, 3, 4)},
     86: {"dense": _a(128, 64, 2, 8), "sparse": _a(0, 0, 2, 4)},
     89: {"dense": _a(128, 64, 2, 8), "sparse": _a(0, 0, 2, 4)},
-    90: {"dense": _a(128, 128, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4, tma=True)},
+    90: {
+        # Two programs of one warpgroup each on a multiprocessor: one's products run during the other's softmax.
+        "dense-int8-fp8": _a(64, 128, 2, 4, tma=True),
+        "dense": _a(128, 128, 3, 8, tma=True),
+        "sparse": _a(0, 0, 2, 4, tma=True),
+    },
     100: {"dense": _a(128, 128, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4, tma=True)},
     120: {"dense": _a(128, 64, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4)},
 }
 
 # Blocks of k and v are staged through shared memory: 40 KiB a stage in 16 bits, too much for two on the 99 KiB cards.
 _PREPARE: Mapping[int, Mapping[str, Config]] = {
-    0: {"wide": {"stages": 1, "warps": 4}},
-    80: {"wide": {"stages": 3, "warps": 8}},
-    86: {"wide": {"stages": 1, "warps": 8}},
-    90: {"wide": {"stages": 1, "warps": 8}},
-    120: {"wide": {"stages": 1, "warps": 8}},
+    0: {"wide": {"stages": 1, "warps": 4, "per_sm": 1}},
+    80: {"wide": {"stages": 3, "warps": 8, "per_sm": 1}},
+    86: {"wide": {"stages": 1, "warps": 8, "per_sm": 1}},
+    90: {"wide": {"stages": 2, "warps": 8, "per_sm": 1}},
+    120: {"wide": {"stages": 1, "warps": 8, "per_sm": 1}},
 }
 
 TABLES: Mapping[str, Mapping[int, Mapping[str, Config]]] = {

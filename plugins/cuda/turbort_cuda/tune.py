@@ -110,7 +110,7 @@ def contests(sizes: set[tuple[int, int, int]], attention: set[tuple[int, int, in
             def sparse(config: variants.Config, b: tuple[int, int] = block, given: Any = (q, k_, v, proj, proj[0])) -> Any:
                 return sla_attention(*given, topk=SHARE, block=b, precision="int8-fp8", config=config)
 
-            yield Contest("attention", f"sparse-{block[0]}x{block[1]}", product * kept, tuple(variants.sparse()), sparse)
+            yield Contest("attention", f"sparse-{block[0]}x{block[1]}", product * kept, tuple(variants.sparse(block)), sparse)
 
 
 def run(contest: Contest, *, arch: str | None = None, clock: Clock | None = None) -> Iterator[Trial]:

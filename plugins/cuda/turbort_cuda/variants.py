@@ -8,6 +8,8 @@ from typing import Any
 Config = dict[str, Any]
 BLOCKS = ((64, 128), (128, 128), (128, 64))
 """Geometries of the block map; the first is the default, by which seeds agree between GPUs."""
+GLUON = (64, 128)
+"""The geometry that `turbort_cuda.kernels.attention_hopper` has."""
 
 
 def label(config: Config) -> str:
@@ -42,12 +44,20 @@ def dense() -> Iterator[Config]:
         (128, 64, 3, 8, True, True),
         (128, 128, 2, 8, True, True),
         (64, 128, 2, 4, True, False),
+        (64, 128, 3, 4, True, False),
+        (64, 64, 3, 4, True, False),
         (64, 64, 3, 4, True, True),
     ):
         yield dict(zip(keys, row, strict=True))
+    one = {"BLOCK_M": 64, "BLOCK_N": 128, "stages": 2, "warps": 4, "tma": True, "ahead": False}
+    yield {**one, "maxnreg": 168}  # three programs on a multiprocessor instead of two
+    yield {**one, "gluon": True}
 
 
-def sparse() -> Iterator[Config]:
+def sparse(block: tuple[int, int]) -> Iterator[Config]:
     """The same for block-sparse attention, whose tiles are the geometry of the block map."""
     for stages, warps, ahead in ((2, 4, False), (3, 4, False), (2, 4, True), (2, 8, False)):
         yield {"stages": stages, "warps": warps, "tma": True, "ahead": ahead}
+    yield {"stages": 2, "warps": 4, "tma": True, "ahead": False, "maxnreg": 168}
+    if block == GLUON:
+        yield {"stages": 2, "warps": 4, "tma": True, "ahead": False, "gluon": True}

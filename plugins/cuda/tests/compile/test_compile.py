@@ -34,6 +34,10 @@ HOT = (
     "attention-int8-fp8",
     "sla-int8",
     "sla-int8-fp8",
+    "attention-gluon-int8",
+    "attention-gluon-int8-fp8",
+    "sla-gluon-int8",
+    "sla-gluon-int8-fp8",
 )
 
 
