@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from turbort_cuda import variants
 
+from benchmarks.cuda import convolution
 from benchmarks.cuda.check_worker import Row, first_line
 from benchmarks.cuda.timing import DEVICE, nmse, synchronize
 from benchmarks.cuda.workload import DIM, FFN, HEAD, HEADS, PIXELS, TEXT, TOKENS
@@ -261,6 +262,7 @@ def _variants() -> Iterator[Check]:
         for config in variants.dense():
             name = f"variant attention {precision} {variants.label(config)}"
             yield name, precision, lambda p=precision, c=config: _attention(p, TOKENS, config=c)
+    yield from convolution.checks()
 
 
 def _linear_variant(config: dict[str, Any], n: int, k: int) -> Pair:
