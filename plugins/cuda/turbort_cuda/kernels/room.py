@@ -52,7 +52,8 @@ def joined(x: Tensor, cache: Tensor | None, count: int) -> Tensor:
 def _room_of(x: Tensor) -> Tensor | None:
     if x not in _unused:
         return None
-    buffer: Tensor = _unused.pop(x)
+    buffer: Tensor = _unused[x]
+    del _unused[x]
     mine = buffer[:, :, FRAMES:]
     # `x.data = ...` and `x.resize_()` leave the object and change what it shows.
     same = x.data_ptr() == mine.data_ptr() and (x.shape, x.stride(), x.dtype) == (mine.shape, mine.stride(), mine.dtype)
