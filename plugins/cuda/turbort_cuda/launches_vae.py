@@ -41,7 +41,7 @@ def convolution(name: str, inputs: int, outputs: int, c: Config) -> Launch:
     }
     arguments = {name: f"tensordesc<bf16{block}>" if tma else "*bf16" for name, block in blocks.items() if 0 not in block}
     constants: dict[str, Any] = {name: None for name, block in blocks.items() if 0 in block}
-    arguments |= {"bias": "*bf16", "out": "*bf16", "T": INT, "H": A, "W": A, "C": A}
+    arguments |= {"bias": "*bf16", "out": "*bf16", "tiles": INT, "T": INT, "H": A, "W": A, "C": A}
     arguments |= dict.fromkeys(("OUTPUTS", "N"), A if outputs % 16 == 0 else INT)
     constants |= {
         "BH": c["BH"],
@@ -56,5 +56,6 @@ def convolution(name: str, inputs: int, outputs: int, c: Config) -> Launch:
         "HAS_BIAS": True,
         "TMA": tma,
         "STAGES": c["stages"],
+        "FLATTEN": bool(c.get("flatten")),
     }
     return Launch(name, conv3d.conv3d_kernel, arguments, constants, c["warps"], c["stages"], "bf16")

@@ -62,16 +62,18 @@ def convolutions(outputs: int) -> Iterator[Config]:
         yield {**dict(zip(keys, row, strict=True)), "tma": True, **more}
 
 
-_SWAP, _PAIR = {"swap": True}, {"group": 2}
+_SWAP, _PAIR, _FLAT = {"swap": True}, {"group": 2}, {"swap": True, "flatten": True}
 _CONVOLUTIONS: dict[str, tuple[tuple[tuple[int, ...], Config], ...]] = {
     "o96": (
         ((16, 16, 32, 128, 0, 6, 8), _SWAP),
+        ((16, 16, 32, 128, 0, 6, 8), _FLAT),
         ((16, 16, 32, 128, 0, 4, 8), _SWAP),
         ((8, 32, 32, 128, 0, 6, 8), _SWAP),
         ((4, 64, 32, 128, 0, 6, 8), _SWAP),
         ((16, 16, 64, 128, 0, 3, 8), {**_SWAP, "tail": True}),
         ((16, 16, 32, 128, 64, 5, 8), {**_SWAP, **_PAIR}),
         ((8, 16, 32, 128, 0, 5, 4), _SWAP),
+        ((8, 16, 32, 128, 0, 5, 4), {**_FLAT, "per_sm": 2}),
         ((16, 16, 32, 64, 32, 6, 8), {}),
         ((8, 16, 32, 64, 32, 5, 4), {}),
         ((8, 16, 32, 128, 64, 6, 8), _PAIR),
@@ -79,12 +81,12 @@ _CONVOLUTIONS: dict[str, tuple[tuple[tuple[int, ...], Config], ...]] = {
     "o192": (
         ((16, 16, 64, 128, 64, 3, 8), _SWAP),
         ((16, 16, 32, 128, 64, 6, 8), _SWAP),
-        ((16, 16, 64, 128, 0, 4, 8), _SWAP),
+        ((16, 16, 64, 128, 0, 4, 8), _FLAT),
         ((8, 16, 64, 128, 64, 4, 8), {}),
     ),
     "wide": (
         ((16, 16, 64, 128, 0, 4, 8), _SWAP),
-        ((16, 16, 64, 128, 0, 3, 8), _SWAP),
+        ((16, 16, 64, 128, 0, 4, 8), _FLAT),
         ((8, 32, 64, 128, 0, 4, 8), _SWAP),
         ((8, 16, 64, 256, 0, 4, 8), {}),
     ),

@@ -53,6 +53,11 @@ def test_groups_of_frames_that_do_not_divide_the_clip(group: int, swap: bool, tm
     assert _error(16, 6, 5, 3, 4, batch=2, N1=16, group=group, swap=swap, tma=tma) < 1e-6
 
 
+def test_programs_that_walk_over_tiles() -> None:
+    """More tiles than programs, in every direction: outputs, columns, frames, rows, clips."""
+    assert _error(16, 40, 2, 5, 9, batch=2, swap=True, flatten=True) < 1e-6
+
+
 @pytest.mark.parametrize("tail", [False, True])
 def test_96_inputs_in_chunks_and_96_outputs_in_two_parts(tail: bool) -> None:
     assert _error(96, 96, 1, 3, 4, N1=64, N2=32, K=64, tail=tail) < 1e-6

@@ -90,7 +90,7 @@ def test_every_variant_is_known_to_its_kernel() -> None:
     for table, rows in (("linear8", variants.linears()), ("attention", variants.dense()), ("attention", variants.sparse())):
         known = {*row(table, 90, "wide" if table == "linear8" else "dense"), "ahead", "flatten", "per_sm"}
         assert all(set(config) <= known for config in rows)
-    known = {*row("conv3d", 90, "o96"), "group", "tail"}
+    known = {*row("conv3d", 90, "o96"), "group", "tail", "flatten", "per_sm"}
     for outputs in (3, 96, 192, 384):
         rows = list(variants.convolutions(outputs))
         assert all(set(config) <= known for config in rows)

@@ -30,7 +30,7 @@ from turbort.ops.conv import Size3
 from turbort_cuda.configs import conv_class
 from turbort_cuda.kernels.kept import kept
 from turbort_cuda.kernels.room import joined
-from turbort_cuda.launch import ALIGNMENT, capability, on
+from turbort_cuda.launch import ALIGNMENT, capability, multiprocessors, on
 from turbort_cuda.tuning import pick
 
 SHAPE = (3, 3, 3)
@@ -102,8 +102,8 @@ def store(
 
 
 @triton.jit
-def conv3d_kernel(
-    x, x_tail, w1, w1_tail, w2, w2_tail, bias, out, T, H, W, C, OUTPUTS, N,
+def one_tile(
+    tile, x, x_tail, w1, w1_tail, w2, w2_tail, bias, out, T, H, W, C, OUTPUTS, N,
     BH: tl.constexpr, BW: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, TAIL: tl.constexpr,
     N1: tl.constexpr, N2: tl.constexpr, GROUP: tl.constexpr, SWAP: tl.constexpr, HAS_BIAS: tl.constexpr,
     TMA: tl.constexpr, STAGES: tl.constexpr,
@@ -115,14 +115,15 @@ def conv3d_kernel(
     tiles_n = tl.cdiv(N, N1 + N2)
     tiles_w = tl.cdiv(W, BW)
     groups = tl.cdiv(T, GROUP)
-    tile = tl.program_id(0)
     first = (tile % tiles_n) * (N1 + N2)
     tile //= tiles_n
     col = (tile % tiles_w) * BW
     tile //= tiles_w
     time = (tile % groups) * GROUP
-    row = (tile // groups) * BH
-    image = tl.program_id(1)
+    tile //= groups
+    tiles_h = tl.cdiv(H, BH)
+    row = (tile % tiles_h) * BH
+    image = tile // tiles_h
     frame = image * (T + 2) + time
     # Where T is no multiple of GROUP, the frames past the end are computed from this one and never stored.
     last = image * (T + 2) + T + 1
@@ -149,6 +150,27 @@ def conv3d_kernel(
     store(acc1, bias, out, first, image, time, row, col, T, H, W, OUTPUTS, N, BH, BW, N1, SWAP, HAS_BIAS, GROUP)
     if N2:
         store(acc2, bias, out, first + N1, image, time, row, col, T, H, W, OUTPUTS, N, BH, BW, N2, SWAP, HAS_BIAS, GROUP)
+
+
+@triton.jit
+def conv3d_kernel(
+    x, x_tail, w1, w1_tail, w2, w2_tail, bias, out, tiles, T, H, W, C, OUTPUTS, N,
+    BH: tl.constexpr, BW: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, TAIL: tl.constexpr,
+    N1: tl.constexpr, N2: tl.constexpr, GROUP: tl.constexpr, SWAP: tl.constexpr, HAS_BIAS: tl.constexpr,
+    TMA: tl.constexpr, STAGES: tl.constexpr, FLATTEN: tl.constexpr,
+):  # fmt: skip
+    """One tile a program; FLATTEN: every program walks over tiles, and loads of the next begin before the last is stored."""
+    if FLATTEN:
+        for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
+            one_tile(
+                tile, x, x_tail, w1, w1_tail, w2, w2_tail, bias, out, T, H, W, C, OUTPUTS, N,
+                BH, BW, K, CHUNKS, TAIL, N1, N2, GROUP, SWAP, HAS_BIAS, TMA, STAGES,
+            )  # fmt: skip
+    else:
+        one_tile(
+            tl.program_id(0), x, x_tail, w1, w1_tail, w2, w2_tail, bias, out, T, H, W, C, OUTPUTS, N,
+            BH, BW, K, CHUNKS, TAIL, N1, N2, GROUP, SWAP, HAS_BIAS, TMA, STAGES,
+        )  # fmt: skip
 
 
 def laid_out(weight: Tensor, dtype: torch.dtype, group: int) -> Tensor:
@@ -216,12 +238,14 @@ def convolved(x: Tensor, weight: Tensor, bias: Tensor | None = None, config: Map
         return _described(flat, (1, outputs, size), tma) if outputs and size else None
 
     n = flat.shape[1]
-    tiles = triton.cdiv(n, n1 + n2) * triton.cdiv(w, bw) * triton.cdiv(h, bh) * triton.cdiv(t, group)
+    tiles = b * triton.cdiv(n, n1 + n2) * triton.cdiv(w, bw) * triton.cdiv(h, bh) * triton.cdiv(t, group)
+    flatten = bool(chosen.get("flatten"))
+    programs = min(tiles, multiprocessors(x.device) * chosen.get("per_sm", 1)) if flatten else tiles
     with on(x.device):
-        conv3d_kernel[(tiles, b)](
-            of_x(k), of_x(tail), of_w(n1, k), of_w(n1, tail), of_w(n2, k), of_w(n2, tail), bias, out,
+        conv3d_kernel[(programs,)](
+            of_x(k), of_x(tail), of_w(n1, k), of_w(n1, tail), of_w(n2, k), of_w(n2, tail), bias, out, tiles,
             t, h, w, c, o, n,
-            bh, bw, k, chunks, tail, n1, n2, group, bool(chosen.get("swap")), bias is not None, tma, chosen["stages"],
+            bh, bw, k, chunks, tail, n1, n2, group, bool(chosen.get("swap")), bias is not None, tma, chosen["stages"], flatten,
             num_warps=chosen["warps"], num_stages=chosen["stages"],
         )  # fmt: skip
     return out
