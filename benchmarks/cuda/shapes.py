@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -262,7 +263,6 @@ def _variants() -> Iterator[Check]:
         for config in variants.dense():
             name = f"variant attention {precision} {variants.label(config)}"
             yield name, precision, lambda p=precision, c=config: _attention(p, TOKENS, config=c)
-    yield from convolution.checks()
 
 
 def _linear_variant(config: dict[str, Any], n: int, k: int) -> Pair:
@@ -280,7 +280,11 @@ GROUPS: dict[str, Callable[[], Iterator[Check]]] = {
     "ffn.in": _linear_shape(TOKENS, FFN, DIM),
     "ffn.out": _linear_shape(TOKENS, DIM, FFN),
     "attention": _dense,
+    "conv 96": partial(convolution.checks, 96),
     "variants": _variants,
+    "conv 384": partial(convolution.checks, 384),
+    "conv 192": partial(convolution.checks, 192),
+    "conv image": partial(convolution.checks, 3),
     "passes": _passes,
     "video": _video,
     "tails": _linear_shape(min(TOKENS, 1021), 1000, 333),

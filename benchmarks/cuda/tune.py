@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from fnmatch import fnmatchcase
 
 import torch
 from turbort_cuda import tune
@@ -21,6 +22,8 @@ def run(results: Results, args: argparse.Namespace) -> None:
     arch = f"sm_{capability(torch.device(DEVICE))}" if args.save else None
     sizes = {(TOKENS, n, k) for n, k in ((FFN, DIM), (DIM, FFN), (DIM, DIM))}
     for contest in tune.contests(sizes, {(TOKENS, HEADS, HEAD)}, torch.device(DEVICE), () if TOY else STAGES[1:]):
+        if not fnmatchcase(f"{contest.kernel} {contest.key}", args.only):
+            continue
         title = f"tune {contest.kernel} {contest.key}"
         trials = tune.run(contest, arch=arch, clock=lambda call: timed(call, seconds=SECONDS).ms)
         for number, trial in enumerate(trials):
