@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from turbort_cuda import variants
 
+from benchmarks.cuda import convolution
 from benchmarks.cuda.check_worker import Row, first_line
 from benchmarks.cuda.timing import DEVICE, nmse, synchronize
 from benchmarks.cuda.workload import DIM, FFN, HEAD, HEADS, PIXELS, TEXT, TOKENS
@@ -308,8 +310,12 @@ GROUPS: dict[str, Callable[[], Iterator[Check]]] = {
     "ffn.in": _linear_shape(TOKENS, FFN, DIM),
     "ffn.out": _linear_shape(TOKENS, DIM, FFN),
     "attention": _dense,
+    "conv 96": partial(convolution.checks, 96),
     "variants": _variants,
     "gluon": _gluon,
+    "conv 384": partial(convolution.checks, 384),
+    "conv 192": partial(convolution.checks, 192),
+    "conv image": partial(convolution.checks, 3),
     "passes": _passes,
     "video": _video,
     "tails": _linear_shape(min(TOKENS, 1021), 1000, 333),

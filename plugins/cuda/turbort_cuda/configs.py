@@ -105,6 +105,61 @@ _PREPARE: Mapping[int, Mapping[str, Config]] = {
     120: {"wide": {"stages": 1, "warps": 8, "per_sm": 1}},
 }
 
+
+def conv_class(outputs: int) -> str:
+    """Classes of convolutions by their outputs: `narrow` (an image), `o96`, `o192`, `wide`."""
+    if outputs <= 16:
+        return "narrow"
+    if outputs <= 64:
+        return "wide"
+    return "o96" if outputs <= 96 else "o192" if 128 < outputs <= 192 else "wide"
+
+
+def _v(bh: int, bw: int, k: int, n1: int, n2: int, stages: int, warps: int, **more: Any) -> Config:
+    return {"BH": bh, "BW": bw, "K": k, "N1": n1, "N2": n2, "stages": stages, "warps": warps, **more}
+
+
+# Pixels of a tile (BH x BW), inputs of a step, outputs of a tile (N1 + N2); `group`, `swap`, `tail`: see `kernels.conv3d`.
+_CONV3D: Mapping[int, Mapping[str, Config]] = {
+    0: {"o96": _v(8, 8, 64, 64, 32, 1, 4), "wide": _v(8, 8, 64, 128, 0, 1, 4)},
+    80: {
+        "narrow": _v(8, 16, 64, 16, 0, 3, 4),
+        "o96": _v(8, 16, 64, 64, 32, 3, 4),
+        "o192": _v(8, 16, 32, 128, 64, 3, 8),
+        "wide": _v(8, 16, 64, 128, 0, 3, 8),
+    },
+    86: {
+        "narrow": _v(8, 16, 32, 16, 0, 3, 4),
+        "o96": _v(8, 16, 32, 64, 32, 3, 4),
+        "o192": _v(8, 16, 32, 128, 64, 3, 8),
+        "wide": _v(8, 16, 32, 128, 0, 3, 8),
+    },
+    90: {
+        "narrow": _v(16, 16, 32, 16, 0, 6, 4, tma=True, group=4),
+        "o96": _v(16, 16, 32, 128, 0, 6, 8, tma=True, swap=True),
+        "o192": _v(16, 16, 64, 128, 64, 3, 8, tma=True, swap=True),
+        "wide": _v(16, 16, 64, 128, 0, 4, 8, tma=True, swap=True),
+    },
+    120: {
+        "narrow": _v(8, 16, 32, 16, 0, 3, 4, tma=True),
+        "o96": _v(8, 16, 32, 64, 32, 3, 4, tma=True),
+        "o192": _v(8, 16, 32, 128, 64, 3, 8, tma=True),
+        "wide": _v(8, 16, 32, 128, 0, 3, 8, tma=True),
+    },
+}
+
+CONV3D_FROM: Mapping[str, tuple[int, int]] = {}
+"""Where plans take the Triton convolution before cuDNN's: per architecture, to how many outputs and from how many pixels a frame.
+
+To take it for the last stage of a decoder on Hopper: `{"sm_90": (96, 1 << 17)}`; for every stage: `{"sm_90": (384, 1 << 12)}`.
+"""
+
+
+def conv3d_from(arch: str) -> tuple[int, int] | None:
+    """The row of `CONV3D_FROM` for an architecture such as `sm_90`; None: nowhere."""
+    return CONV3D_FROM.get(arch)
+
+
 TABLES: Mapping[str, Mapping[int, Mapping[str, Config]]] = {
     "linear8": _LINEAR8,
     "linear_block128": _BLOCK128,
@@ -112,6 +167,7 @@ TABLES: Mapping[str, Mapping[int, Mapping[str, Config]]] = {
     "linear_bsq": _BSQ,
     "attention": _ATTENTION,
     "prepare": _PREPARE,
+    "conv3d": _CONV3D,
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import triton.language as tl
@@ -21,27 +20,14 @@ from turbort_cuda.kernels import (
     quant,
     rope,
     sla,
-    vae,
 )
+from turbort_cuda.launch_row import INT, A, Launch
+from turbort_cuda.launches_vae import vae_launches
 
-INT, A = "i32", "i32:16"
 BIAS = {"bias": "*bf16", "residual": "*bf16", "gate": "*fp32", "length": INT, "stride_r": A, "stride_gb": A, "stride_gl": A}
 SIZES = {"M": INT, "N": A, "K": A, "stride_x": A}
 FLAGS = {"HAS_BIAS": True, "GELU": False, "RESIDUAL": True, "GATE": 1}
 GELU = {"HAS_BIAS": True, "GELU": True, "RESIDUAL": False, "GATE": 0}
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A kernel with the types and constants of one launch; `mma` names the operand type its products must use."""
-
-    name: str
-    kernel: Any
-    arguments: Mapping[str, str]
-    constants: Mapping[str, Any]
-    warps: int
-    stages: int
-    mma: str | None = None
 
 
 def launches(capability: int) -> Iterator[Launch]:
@@ -63,6 +49,7 @@ def launches(capability: int) -> Iterator[Launch]:
             yield _gluon(f"sla-gluon-{mode}", capability, mode, sparse=True)
     yield from _prepare(capability, fp8)
     yield from _passes(fp8)
+    yield from vae_launches(capability)
 
 
 def _linear8(name: str, capability: int, kind: str, flags: Mapping[str, Any]) -> Launch:
@@ -320,14 +307,6 @@ def _passes(fp8: bool) -> Iterator[Launch]:
         patch.patchify_kernel,
         {"x": "*bf16", "out": "*bf16", **dict.fromkeys(("C", "L", "t", "h", "w"), INT), **{f"stride_{a}": A for a in "bcthw"}},
         {"PT": 1, "PH": 2, "PW": 2, "WIDTH": 64, "ROWS": 32},
-        4,
-        3,
-    )
-    yield Launch(
-        "vae-norm-silu",
-        vae.norm_silu_kernel,
-        {"x": "*bf16", "gamma": "*bf16", "out": "*bf16", "M": INT, "C": A, "root": "fp32", "eps": "fp32"},
-        {"WIDTH": 128, "ROWS": 32},
         4,
         3,
     )

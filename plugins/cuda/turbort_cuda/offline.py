@@ -20,7 +20,8 @@ from triton.compiler import ASTSource
 
 from turbort.errors import unknown
 from turbort_cuda.arch import ARCHS
-from turbort_cuda.launches import Launch, launches
+from turbort_cuda.launch_row import Launch
+from turbort_cuda.launches import launches
 
 GENERATIONS = (80, 86, 89, 90, 100, 120)
 RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
