@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 # FFmpeg's numbers for colour matrices, primaries and transfer curves (ITU-T H.273).
 BT709, BT601, SRGB = 1, 6, 13
 # x264 makes other bytes with another number of threads, so the number must not follow the machine.
-X264 = {"crf": "16", "preset": "medium", "threads": "4"}
+# Preset and CRF: docs/adr/0015-video-is-written-behind-the-decoder.md, measured by benchmarks/encoder.py.
+X264 = {"crf": "13", "preset": "veryfast", "threads": "4"}
 
 
 class _Pipe:
@@ -107,7 +108,7 @@ class EncodedWriter(VideoWriter):
 
 
 class Mp4Writer(EncodedWriter):
-    """H.264 in mp4, 4:2:0, CRF 16. `metadata` keys `title` and `comment` are kept in the file."""
+    """H.264 in mp4, 4:2:0, CRF 13. `metadata` keys `title` and `comment` are kept in the file."""
 
     format = "mp4"
     codec = "libx264"
