@@ -88,9 +88,13 @@ _ATTENTION: Mapping[int, Mapping[str, Config]] = {
     89: {"dense": _a(128, 64, 2, 8), "sparse": _a(0, 0, 2, 4)},
     90: {
         # Two programs of one warpgroup each on a multiprocessor: one's products run during the other's softmax.
-        "dense-int8-fp8": _a(64, 128, 2, 4, tma=True),
+        "dense-int8-fp8": _a(64, 128, 3, 4, tma=True, gluon=True),
+        "dense-int8": _a(64, 128, 2, 4, tma=True, gluon=True),
         "dense": _a(128, 128, 3, 8, tma=True),
         "sparse": _a(0, 0, 2, 4, tma=True),
+        "sparse-64x128": _a(0, 0, 3, 4, tma=True, gluon=True),
+        "sparse-128x128": _a(0, 0, 2, 8, tma=True),
+        "sparse-128x64": _a(0, 0, 2, 8, tma=True),
     },
     100: {"dense": _a(128, 128, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4, tma=True)},
     120: {"dense": _a(128, 64, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4)},
@@ -136,7 +140,7 @@ _CONV3D: Mapping[int, Mapping[str, Config]] = {
     },
     90: {
         "narrow": _v(16, 16, 32, 16, 0, 6, 4, tma=True, group=4),
-        "o96": _v(16, 16, 32, 128, 0, 6, 8, tma=True, swap=True),
+        "o96": _v(16, 16, 32, 128, 64, 5, 8, tma=True, swap=True, group=2),
         "o192": _v(16, 16, 64, 128, 64, 3, 8, tma=True, swap=True),
         "wide": _v(16, 16, 64, 128, 0, 4, 8, tma=True, swap=True),
     },
@@ -148,10 +152,9 @@ _CONV3D: Mapping[int, Mapping[str, Config]] = {
     },
 }
 
-CONV3D_FROM: Mapping[str, tuple[int, int]] = {}
+CONV3D_FROM: Mapping[str, tuple[int, int]] = {"sm_90": (384, 1 << 12)}
 """Where plans take the Triton convolution before cuDNN's: per architecture, to how many outputs and from how many pixels a frame.
-
-To take it for the last stage of a decoder on Hopper: `{"sm_90": (96, 1 << 17)}`; for every stage: `{"sm_90": (384, 1 << 12)}`.
+Measured on an H100 for Hopper: 96 -> 96 507 against 217 TFLOP/s, 192 774 against 486, 384 728 against 533.
 """
 
 

@@ -67,7 +67,7 @@ def _linear8(name: str, capability: int, kind: str, flags: Mapping[str, Any]) ->
         "EVEN_K": True,
         "HALVES": bool(c.get("halves")),
         "INT": kind == "i8",
-        "FLATTEN": bool(c.get("flatten")),
+        "FLATTEN": bool(c.get("flatten")) and not flags["RESIDUAL"],
         "SPECIALIZE": bool(c.get("specialize")),
         **flags,
     }
@@ -186,7 +186,7 @@ def _gluon(name: str, capability: int, mode: str, *, sparse: bool) -> Launch:
         "v": f"tensordesc<{'fp8e4nv' if fp8 else 'bf16'}[128, 128],{values!r}>",
     }
     arguments = {key: kind for key, kind in plain.arguments.items() if not key.startswith(("stride_k", "stride_v"))}
-    constants = {"M": 64, "N": 128, "D": 128, "FP8": fp8, "SPARSE": sparse, "LINEAR": sparse, "FLOOR": 1e-8}
+    constants = {"M": 64, "N": 128, "D": 128, "FP8": fp8, "SPARSE": sparse, "LINEAR": sparse, "STAGES": 3 if fp8 else 2, "FLOOR": 1e-8}
     return Launch(name, attention_hopper.hopper_attention_kernel, arguments | descriptors, constants, 4, 2, "s8")
 
 

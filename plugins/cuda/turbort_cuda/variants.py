@@ -54,6 +54,7 @@ def dense() -> Iterator[Config]:
     one = {"BLOCK_M": 64, "BLOCK_N": 128, "stages": 2, "warps": 4, "tma": True, "ahead": False}
     yield {**one, "maxnreg": 168}  # three programs on a multiprocessor instead of two
     yield {**one, "gluon": True}
+    yield {**one, "gluon": True, "stages": 3}
 
 
 def sparse(block: tuple[int, int]) -> Iterator[Config]:
@@ -63,6 +64,7 @@ def sparse(block: tuple[int, int]) -> Iterator[Config]:
     yield {"stages": 2, "warps": 4, "tma": True, "ahead": False, "maxnreg": 168}
     if block == GLUON:
         yield {"stages": 2, "warps": 4, "tma": True, "ahead": False, "gluon": True}
+        yield {"stages": 3, "warps": 4, "tma": True, "ahead": False, "gluon": True}
 
 
 def convolutions(outputs: int) -> Iterator[Config]:

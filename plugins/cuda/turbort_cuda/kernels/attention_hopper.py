@@ -4,7 +4,7 @@ The same arithmetic as `attention.attention_kernel`: int8 scores, float32 softma
 list of key blocks with SLA's linear branch. One warpgroup takes 64 queries; two programs share a multiprocessor. In every step
 
     the scores of block j+1 are started; the softmax of block j runs while they are computed; P V of block j follows, which the
-    other program's softmax hides; the buffers that became free are filled by TMA two blocks ahead.
+    other program's softmax hides; the buffers that became free are filled by TMA `stages` blocks ahead.
 
 Of the 1,250 cycles that the Triton kernel takes for a block, the tensor cores need 490 and the softmax's instructions 560.
 """
@@ -118,7 +118,7 @@ def hopper_attention_kernel(
     q, k, v, out, k_scales, v_scales, lut, state, totals, proj, proj_bias, LQ, LK, H, blocks, chosen, softmax_scale,
     stride_qb, stride_ql, stride_qh,
     M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, FP8: gl.constexpr, SPARSE: gl.constexpr, LINEAR: gl.constexpr,
-    FLOOR: gl.constexpr,
+    STAGES: gl.constexpr, FLOOR: gl.constexpr,
 ):  # fmt: skip
     """M queries of one head; arguments as `attention.attention_kernel`, k and v as tensor descriptors."""
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 32])
@@ -135,11 +135,11 @@ def hopper_attention_kernel(
     if SPARSE:
         lut += (bh.to(gl.int64) * gl.num_programs(0) + block_m) * chosen
 
-    keys = gl.allocate_shared_memory(gl.int8, [2, N, D], k.layout)
-    values = gl.allocate_shared_memory(value_type, [2, D, N] if FP8 else [2, N, D], v.layout)
-    k_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    v_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(2):
+    keys = gl.allocate_shared_memory(gl.int8, [STAGES, N, D], k.layout)
+    values = gl.allocate_shared_memory(value_type, [STAGES, D, N] if FP8 else [STAGES, N, D], v.layout)
+    k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(STAGES):
         mbarrier.init(k_ready.index(slot), count=1)
         mbarrier.init(v_ready.index(slot), count=1)
     fence_async_shared()
@@ -147,7 +147,7 @@ def hopper_attention_kernel(
     base = bh * blocks * N
     v_row = bh * D if FP8 else (bh // H) * LK
     v_column = head * D
-    for slot in gl.static_range(2):
+    for slot in gl.static_range(STAGES):
         block = block_at(lut, slot, chosen, SPARSE)
         fill(k, v, keys, values, k_ready, v_ready, slot, block, base, v_row, v_column, FP8, N, True, True, slot < chosen)
 
@@ -175,19 +175,19 @@ def hopper_attention_kernel(
     s = warpgroup_mma(query, keys.index(0).permute((1, 0)), zero_scores, use_acc=False, is_async=True)
     s = warpgroup_mma_wait(0, deps=[s])
     thread_barrier()
-    third = block_at(lut, 2, chosen, SPARSE)
-    fill(k, v, keys, values, k_ready, v_ready, 0, third, base, v_row, v_column, FP8, N, True, False, chosen > 2)
+    beyond = block_at(lut, STAGES, chosen, SPARSE)
+    fill(k, v, keys, values, k_ready, v_ready, 0, beyond, base, v_row, v_column, FP8, N, True, False, chosen > STAGES)
 
     # Step j: the scores of block j + 1 are computed during the softmax of block j, then P V of block j.
     for step in range(chosen - 1):
-        here = step & 1
-        there = here ^ 1
+        here = step % STAGES
+        there = (step + 1) % STAGES
         following = block_at(lut, step + 1, chosen, SPARSE)
         next_scale = gl.load(k_scales + bh * blocks + following)
-        mbarrier.wait(k_ready.index(there), ((step + 1) >> 1) & 1)
+        mbarrier.wait(k_ready.index(there), (step + 1) // STAGES % 2)
         coming = warpgroup_mma(query, keys.index(there).permute((1, 0)), zero_scores, use_acc=False, is_async=True)
         p, fade, top, total = softmax_step(s, factor, scale, top, total, 0, LK, FP8, False, S, P)
-        mbarrier.wait(v_ready.index(here), (step >> 1) & 1)
+        mbarrier.wait(v_ready.index(here), step // STAGES % 2)
         if FP8:
             update = warpgroup_mma(p, values.index(here).permute((1, 0)), zero_update, use_acc=False, is_async=True)
         else:
@@ -195,17 +195,18 @@ def hopper_attention_kernel(
         s, update = warpgroup_mma_wait(0, deps=[coming, update])
         acc = gl.fma(acc, spread(fade, acc, OUT), update) if FP8 else update
         thread_barrier()  # every warp has read these buffers
-        beyond = block_at(lut, step + 3, chosen, SPARSE)
-        fill(k, v, keys, values, k_ready, v_ready, there, beyond, base, v_row, v_column, FP8, N, True, False, step + 3 < chosen)
-        beyond = block_at(lut, step + 2, chosen, SPARSE)
-        fill(k, v, keys, values, k_ready, v_ready, here, beyond, base, v_row, v_column, FP8, N, False, True, step + 2 < chosen)
+        late = step + STAGES
+        beyond = block_at(lut, late + 1, chosen, SPARSE)
+        fill(k, v, keys, values, k_ready, v_ready, there, beyond, base, v_row, v_column, FP8, N, True, False, late + 1 < chosen)
+        beyond = block_at(lut, late, chosen, SPARSE)
+        fill(k, v, keys, values, k_ready, v_ready, here, beyond, base, v_row, v_column, FP8, N, False, True, late < chosen)
         block = following
         scale = next_scale
 
     # The last block is the only one that can reach past LK.
     p, fade, top, total = softmax_step(s, factor, scale, top, total, block * N, LK, FP8, True, S, P)
-    here = (chosen - 1) & 1
-    mbarrier.wait(v_ready.index(here), ((chosen - 1) >> 1) & 1)
+    here = (chosen - 1) % STAGES
+    mbarrier.wait(v_ready.index(here), (chosen - 1) // STAGES % 2)
     if FP8:
         update = warpgroup_mma(p, values.index(here).permute((1, 0)), zero_update, use_acc=False, is_async=True)
     else:
@@ -213,7 +214,7 @@ def hopper_attention_kernel(
     update = warpgroup_mma_wait(0, deps=[update])
     acc = gl.fma(acc, spread(fade, acc, OUT), update) if FP8 else update
     thread_barrier()
-    for slot in gl.static_range(2):
+    for slot in gl.static_range(STAGES):
         mbarrier.invalidate(k_ready.index(slot))
         mbarrier.invalidate(v_ready.index(slot))
 
@@ -268,7 +269,7 @@ def suits(v: Tensor, ready: Prepared, rows: int) -> bool:
 
 
 def launch(
-    q: Tensor, v: Tensor, ready: Prepared, *, lut: Tensor | None, proj: Tensor | None, proj_bias: Tensor | None
+    q: Tensor, v: Tensor, ready: Prepared, stages: int, *, lut: Tensor | None, proj: Tensor | None, proj_bias: Tensor | None
 ) -> Tensor:
     """Run the kernel on q [B, LQ, H, d]; `suits` must have said yes."""
     batch, lq, heads, d = q.shape
@@ -287,6 +288,6 @@ def launch(
         hopper_attention_kernel[-(-lq // ROWS), batch * heads](
             q, keys, values, out, *(out if t is None else t for t in given), lq, v.shape[1], heads, ready.blocks, chosen,
             1.4426950408889634 * d**-0.5, *q.stride()[:3], ROWS, KEYS, d, fp8, lut is not None, ready.state is not None,
-            FLOOR, num_warps=4,
+            stages, FLOOR, num_warps=4,
         )  # fmt: skip
     return out
