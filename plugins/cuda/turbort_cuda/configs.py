@@ -143,16 +143,16 @@ _CONV3D: Mapping[int, Mapping[str, Config]] = {
     },
 }
 
-CONV3D_FROM: Mapping[str, tuple[int, int]] = {}
-"""Where plans take the Triton convolution before cuDNN's: per architecture, to how many outputs and from how many pixels a frame.
+CONV3D_FROM: Mapping[str, Mapping[str, int]] = {}
+"""Where plans take the Triton convolution before cuDNN's: per architecture and class of outputs, from how many pixels a frame.
 
-To take it for the last stage of a decoder on Hopper: `{"sm_90": (96, 1 << 17)}`; for every stage: `{"sm_90": (384, 1 << 12)}`.
+For the last stage of a decoder on Hopper: `{"sm_90": {"o96": 1 << 17, "narrow": 1 << 17}}`; other classes: `conv_class`.
 """
 
 
-def conv3d_from(arch: str) -> tuple[int, int] | None:
-    """The row of `CONV3D_FROM` for an architecture such as `sm_90`; None: nowhere."""
-    return CONV3D_FROM.get(arch)
+def conv3d_from(arch: str, outputs: int) -> int | None:
+    """Pixels from which plans take the Triton convolution on an architecture such as `sm_90`; None: never."""
+    return CONV3D_FROM.get(arch, {}).get(conv_class(outputs))
 
 
 TABLES: Mapping[str, Mapping[int, Mapping[str, Config]]] = {
