@@ -102,8 +102,8 @@ _PREPARE: Mapping[int, Mapping[str, Config]] = {
 
 
 def conv_class(outputs: int) -> str:
-    """Classes of convolutions by their outputs: `narrow` (an image), `o96`, `o192`, `wide`."""
-    if outputs <= 16:
+    """Classes of convolutions by their outputs: `narrow` (an image's 3 or 4), `o96`, `o192`, `wide`."""
+    if outputs <= 4:
         return "narrow"
     if outputs <= 64:
         return "wide"
