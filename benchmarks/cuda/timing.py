@@ -32,7 +32,8 @@ class Timed:
 
 @cache
 def _flush() -> torch.Tensor:
-    return torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+    with torch.inference_mode(False):  # the next command of this process may not be in it
+        return torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
 
 
 def timed(call: Callable[[], Any], *, seconds: float = 0.3, cold: bool = True) -> Timed:

@@ -44,6 +44,9 @@ def launches(capability: int) -> Iterator[Launch]:
     for mode in ("16-bit", "int8", "int8-fp8") if fp8 else ("16-bit", "int8"):
         yield _attention(f"attention-{mode}", capability, mode, sparse=False)
         yield _attention(f"sla-{mode}", capability, mode, sparse=True)
+        if capability == 90 and mode != "16-bit":
+            yield _gluon(f"attention-gluon-{mode}", capability, mode, sparse=False)
+            yield _gluon(f"sla-gluon-{mode}", capability, mode, sparse=True)
     yield from _prepare(capability, fp8)
     yield from _passes(fp8)
     yield from vae_launches(capability)
@@ -64,7 +67,7 @@ def _linear8(name: str, capability: int, kind: str, flags: Mapping[str, Any]) ->
         "EVEN_K": True,
         "HALVES": bool(c.get("halves")),
         "INT": kind == "i8",
-        "FLATTEN": bool(c.get("flatten")),
+        "FLATTEN": bool(c.get("flatten")) and not flags["RESIDUAL"],
         "SPECIALIZE": bool(c.get("specialize")),
         **flags,
     }
@@ -172,6 +175,21 @@ def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch
     return Launch(name, attention.attention_kernel, arguments, constants, c["warps"], c["stages"], "s8" if int8 else "bf16")
 
 
+def _gluon(name: str, capability: int, mode: str, *, sparse: bool) -> Launch:
+    from turbort_cuda.kernels import attention_hopper
+
+    plain = _attention(name, capability, mode, sparse=sparse)
+    fp8 = mode == "int8-fp8"
+    keys, values = attention_hopper.layouts(fp8)
+    descriptors = {
+        "k": f"tensordesc<i8[128, 128],{keys!r}>",
+        "v": f"tensordesc<{'fp8e4nv' if fp8 else 'bf16'}[128, 128],{values!r}>",
+    }
+    arguments = {key: kind for key, kind in plain.arguments.items() if not key.startswith(("stride_k", "stride_v"))}
+    constants = {"M": 64, "N": 128, "D": 128, "FP8": fp8, "SPARSE": sparse, "LINEAR": sparse, "STAGES": 3 if fp8 else 2, "FLOOR": 1e-8}
+    return Launch(name, attention_hopper.hopper_attention_kernel, arguments | descriptors, constants, 4, 2, "s8")
+
+
 def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
     strides = {f"stride_{t}{axis}": A for t in "xv" for axis in "blh"}
     yield Launch(
@@ -222,8 +240,8 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
         "sla-choose",
         sla.choose_kernel,
         {"scores": "*fp32", "lut": "*i32", "BLOCKS": INT, "CHOSEN": INT},
-        {"WIDTH": 256, "STEP": sla.COMPARED},
-        4,
+        {"WIDTH": 256},
+        1,
         3,
     )
 

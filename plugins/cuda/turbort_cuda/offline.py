@@ -66,7 +66,7 @@ def compile_for(
     assert not missing, f"{kernel.__name__} is given nothing for {missing}"
     aligned = [name for name, kind in arguments.items() if kind.startswith("*") or kind.endswith(":16")]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    source = ASTSource(
+    source = (_gluon_source() if hasattr(kernel, "is_gluon") and kernel.is_gluon() else ASTSource)(
         fn=kernel,
         signature=signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
@@ -78,6 +78,12 @@ def compile_for(
     if amd:
         return Built(built.asm["amdgcn"], built.metadata.shared)
     return Built(built.asm["ptx"], built.metadata.shared, *_resources(built.asm["cubin"]), _notes(built.asm["ptx"], capability))
+
+
+def _gluon_source() -> Any:
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    return GluonASTSource
 
 
 def fault(launch: Launch, capability: int, built: Built) -> str | None:

@@ -123,7 +123,7 @@ def contests(
             def sparse(config: variants.Config, b: tuple[int, int] = block, given: Any = (q, k_, v, proj, proj[0])) -> Any:
                 return sla_attention(*given, topk=SHARE, block=b, precision="int8-fp8", config=config)
 
-            yield Contest("attention", f"sparse-{block[0]}x{block[1]}", product * kept, tuple(variants.sparse()), sparse)
+            yield Contest("attention", f"sparse-{block[0]}x{block[1]}", product * kept, tuple(variants.sparse(block)), sparse)
     for inputs, outputs, frames, height, width in sorted(convolutions):
         yield convolution((inputs, outputs, frames, height, width), device)
 

@@ -83,12 +83,13 @@ def test_the_fastest_configuration_that_runs_is_kept(tuning_file: Path) -> None:
     assert [trial.ms for trial in trials] == [3.0, None, 2.0, 2.0]
     assert trials[1].problem == "RuntimeError: out of resource: shared memory"
     assert tuning.pick("attention", 90, "dense-int8")["stages"] == 2
-    assert tuning.pick("attention", 90, "dense-int8-fp8") == row("attention", 90, "dense")
+    assert tuning.pick("attention", 90, "dense-int8-fp8") == row("attention", 90, "dense-int8-fp8")
 
 
 def test_every_variant_is_known_to_its_kernel() -> None:
-    for table, rows in (("linear8", variants.linears()), ("attention", variants.dense()), ("attention", variants.sparse())):
-        known = {*row(table, 90, "wide" if table == "linear8" else "dense"), "ahead", "flatten", "per_sm"}
+    attention = [*variants.dense(), *(config for block in variants.BLOCKS for config in variants.sparse(block))]
+    for table, rows in (("linear8", variants.linears()), ("attention", attention)):
+        known = {*row(table, 90, "wide" if table == "linear8" else "dense"), "ahead", "flatten", "per_sm", "maxnreg", "gluon"}
         assert all(set(config) <= known for config in rows)
     known = {*row("conv3d", 90, "o96"), "group", "tail", "flatten", "per_sm"}
     for outputs in (3, 96, 192, 384):

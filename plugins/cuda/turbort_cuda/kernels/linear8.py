@@ -152,12 +152,14 @@ def linear(
             descriptor(end.out, block[0], block[1] // 2 if halves else block[1]),
         )
     tiles = triton.cdiv(m, block[0]) * triton.cdiv(n, block[1])
+    # A flattened loop keeps its operands' buffers through the end of a tile, and the residual needs 64 KiB beside four of them.
+    flatten = bool(chosen.get("flatten")) and (residual is None or chosen["stages"] <= 3)
     with on(device):
         linear8_kernel[(min(tiles, multiprocessors(device) * chosen.get("per_sm", 1)),)](
             *operands, qx.scales, weight.scales, *end.pointers,
             m, n, k, rows.stride(0), weight.values.stride(0),
             *block, chosen["GROUP"], chosen["stages"], tma, k % block[2] == 0, weight.activation == "int8-token",
-            bool(chosen.get("flatten")), bool(chosen.get("specialize")), halves, **end.flags,
+            flatten, bool(chosen.get("specialize")), halves, **end.flags,
             num_warps=chosen["warps"], num_stages=chosen["stages"],
         )  # fmt: skip
     return end.finished()
