@@ -39,7 +39,7 @@ JOBS = (
     Job(("step", "breakdown"), 75),
     Job(("linear", "--quick"), 40),
     Job(("attention",), 40),
-    Job(("vae", "--quick"), 50),
+    Job(("vae", "--quick"), 85),
     Job(("e2e",), 60),
     Job(("tune", "--quick"), 80),
     Job(("tiny",), 45),

@@ -1,4 +1,4 @@
-"""VAE decode of W: the planned decoder in chunks, with peak memory, and the convolutions that bound it."""
+"""VAE decode of W: the planned decoder in chunks, with peak memory, its convolutions one by one, and it with Triton's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 from typing import Any
 
 import torch
+from turbort_cuda import configs
+from turbort_cuda.launch import capability
 
 from benchmarks.cuda import convolution
 from benchmarks.cuda.results import Results
@@ -14,6 +16,14 @@ from benchmarks.cuda.workload import FRAMES, LATENT, filled, planned
 
 FLOP = 275e12
 """Of the whole decode; see NUMBERS."""
+
+TAKEN = {
+    "cuDNN everywhere": (),
+    "Triton at 96 outputs": ("o96",),
+    "Triton at 96 and 3 outputs": ("o96", "narrow"),
+    "Triton at 3x3x3": ("o96", "narrow", "o192", "wide"),
+}
+"""Classes of convolutions that plans take from Triton, whatever `configs.CONV3D_FROM` says, 2 latent frames a chunk."""
 
 
 def decoder(args: argparse.Namespace) -> Any:
@@ -43,3 +53,17 @@ def run(results: Results, args: argparse.Namespace) -> None:
         if DEVICE == "cuda":
             results.note(f"peak memory, chunk {chunk}", gib=torch.cuda.max_memory_allocated() / 2**30)
     convolution.run(results)
+    arch = f"sm_{capability(torch.device(DEVICE))}"
+    for who, classes in list(TAKEN.items())[1:3] if args.quick else TAKEN.items():
+        taken = configs.CONV3D_FROM
+        configs.CONV3D_FROM = {arch: dict.fromkeys(classes, 0)}
+        try:
+            other = decoder(args)
+        finally:
+            configs.CONV3D_FROM = taken
+
+        def again(other: Any = other) -> None:
+            for _ in other.decode_stream(latents, chunk=2):
+                pass
+
+        results.time(f"decode {FRAMES} frames, {who}", again, flop=FLOP, seconds=1.0)

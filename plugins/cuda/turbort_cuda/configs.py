@@ -111,8 +111,8 @@ _PREPARE: Mapping[int, Mapping[str, Config]] = {
 
 
 def conv_class(outputs: int) -> str:
-    """Classes of convolutions by their outputs: `narrow` (an image), `o96`, `o192`, `wide`."""
-    if outputs <= 16:
+    """Classes of convolutions by their outputs: `narrow` (an image's 3 or 4), `o96`, `o192`, `wide`."""
+    if outputs <= 4:
         return "narrow"
     if outputs <= 64:
         return "wide"
@@ -152,15 +152,18 @@ _CONV3D: Mapping[int, Mapping[str, Config]] = {
     },
 }
 
-CONV3D_FROM: Mapping[str, tuple[int, int]] = {"sm_90": (384, 1 << 12)}
-"""Where plans take the Triton convolution before cuDNN's: per architecture, to how many outputs and from how many pixels a frame.
+CONV3D_FROM: Mapping[str, Mapping[str, int]] = {
+    "sm_90": {"narrow": 1 << 12, "o96": 1 << 12, "o192": 1 << 12, "wide": 1 << 12},
+}
+"""Where plans take the Triton convolution before cuDNN's: per architecture and class of outputs, from how many pixels a frame.
+
 Measured on an H100 for Hopper: 96 -> 96 507 against 217 TFLOP/s, 192 774 against 486, 384 728 against 533.
 """
 
 
-def conv3d_from(arch: str) -> tuple[int, int] | None:
-    """The row of `CONV3D_FROM` for an architecture such as `sm_90`; None: nowhere."""
-    return CONV3D_FROM.get(arch)
+def conv3d_from(arch: str, outputs: int) -> int | None:
+    """Pixels from which plans take the Triton convolution on an architecture such as `sm_90`; None: never."""
+    return CONV3D_FROM.get(arch, {}).get(conv_class(outputs))
 
 
 TABLES: Mapping[str, Mapping[int, Mapping[str, Config]]] = {

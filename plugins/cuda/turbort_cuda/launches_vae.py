@@ -14,11 +14,19 @@ CONVOLUTIONS = ((96, 96), (192, 192), (384, 384), (96, 3), (16, 384))
 
 
 def vae_launches(capability: int) -> Iterator[Launch]:
-    """Norm with SiLU, and the convolutions of the Wan decoder with the shipped configurations."""
+    """Norm with SiLU, the phases of upsampling, and the convolutions of the Wan decoder with the shipped configurations."""
     yield Launch(
         "vae-norm-silu",
         vae.norm_silu_kernel,
         {"x": "*bf16", "gamma": "*bf16", "out": "*bf16", "M": INT, "C": A, "stride": A, "root": "fp32", "eps": "fp32"},
+        {"WIDTH": 128, "ROWS": 32},
+        4,
+        3,
+    )
+    yield Launch(
+        "vae-phases",
+        vae.phases_kernel,
+        {"y": "*bf16", "out": "*bf16", "M": INT, "H": A, "W": A, "C": A},
         {"WIDTH": 128, "ROWS": 32},
         4,
         3,

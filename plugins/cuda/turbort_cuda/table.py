@@ -158,11 +158,11 @@ def _conv(call: Call, device: Device) -> str | None:
 def _conv_preferred(call: Call, device: Device) -> str | None:
     """Refuse what cuDNN does as fast, by `configs.CONV3D_FROM`."""
     x, weight = call["x"], call["weight"]
-    wins = conv3d_from(device.arch)
-    if wins is None:
-        return f"is not known to be faster than cuDNN on {device.arch}"
     if isinstance(x, TensorSpec) and isinstance(weight, TensorSpec) and len(x.shape) == len(weight.shape) == 5:
         outputs, size = weight.shape[0], x.shape[3] * x.shape[4]
-        if outputs > wins[0] or size < wins[1]:
-            return f"is faster than cuDNN from {wins[1]} pixels and to {wins[0]} outputs, not at {size} and {outputs}"
+        least = conv3d_from(device.arch, outputs)
+        if least is None:
+            return f"is not known to be faster than cuDNN at {outputs} outputs on {device.arch}"
+        if size < least:
+            return f"is faster than cuDNN from {least} pixels on, x has {size}"
     return _conv(call, device)

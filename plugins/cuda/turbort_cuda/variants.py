@@ -77,13 +77,13 @@ def convolutions(outputs: int) -> Iterator[Config]:
 _SWAP, _PAIR, _FLAT = {"swap": True}, {"group": 2}, {"swap": True, "flatten": True}
 _CONVOLUTIONS: dict[str, tuple[tuple[tuple[int, ...], Config], ...]] = {
     "o96": (
+        ((16, 16, 32, 128, 64, 5, 8), {**_SWAP, **_PAIR}),
         ((16, 16, 32, 128, 0, 6, 8), _SWAP),
         ((16, 16, 32, 128, 0, 6, 8), _FLAT),
         ((16, 16, 32, 128, 0, 4, 8), _SWAP),
         ((8, 32, 32, 128, 0, 6, 8), _SWAP),
         ((4, 64, 32, 128, 0, 6, 8), _SWAP),
         ((16, 16, 64, 128, 0, 3, 8), {**_SWAP, "tail": True}),
-        ((16, 16, 32, 128, 64, 5, 8), {**_SWAP, **_PAIR}),
         ((8, 16, 32, 128, 0, 5, 4), _SWAP),
         ((8, 16, 32, 128, 0, 5, 4), {**_FLAT, "per_sm": 2}),
         ((16, 16, 32, 64, 32, 6, 8), {}),

@@ -80,9 +80,11 @@ def test_empty_blocks_are_skipped() -> None:
     assert _nmse(linear_bsq.linear(x, packed), x.double() @ weight.double().t()) < 4e-4
 
 
-def test_upsampling_at_the_low_resolution() -> None:
+@pytest.mark.parametrize(("batch", "outputs"), [(1, 4), (2, 6)])
+def test_upsampling_at_the_low_resolution(batch: int, outputs: int) -> None:
     draw = torch.Generator().manual_seed(0)
-    x, weight, bias = (torch.randn(shape, generator=draw) for shape in ((1, 8, 2, 5, 3), (4, 8, 3, 3), (4,)))
+    shapes = (batch, 8, 2, 5, 3), (outputs, 8, 3, 3), (outputs,)
+    x, weight, bias = (torch.randn(shape, generator=draw) for shape in shapes)
     assert _nmse(vae.vae_upsample(x, weight, bias), ops.vae_upsample(x, weight, bias)) < 1e-10
 
 
