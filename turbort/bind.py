@@ -59,7 +59,7 @@ def time_scaled(choice: Choice, kernel: Kernel, op: OpSpec, registry: Registry, 
     made = find_kernel(replace(choice, op="quantize_time", kernel=named), registry).load()
     quantise = Slot(quantize_time, choice.role)
     quantise.bind(made.reference if isinstance(made, OpSpec) else made, provider=named, precision=tokens.precision)
-    tokens.quantisers.append(quantise)
+    tokens.quantisers[choice.path.partition("/")[2]] = quantise
     function = bound_function(replace(choice, emit=None), kernel, op)
     if choice.emit is None:
         scheme = str(PRECISIONS[choice.precision].emit)
@@ -213,7 +213,7 @@ def executed(model: nn.Module, stage: str) -> list[dict[str, Any]]:
     """What really ran since binding, grouped: op, provider, precision, sites and calls."""
     groups: dict[tuple[str, str, str], dict[str, Any]] = {}
     tokens = getattr(model, "tokens", None)
-    beside = tokens.quantisers if isinstance(tokens, TokenGrid) else []
+    beside = tokens.quantisers.values() if isinstance(tokens, TokenGrid) else ()
     for slot in (*slots(model).values(), *beside):
         for (provider, precision), calls in slot.counts().items():
             key = (slot.op.name, provider, precision or "unplanned")

@@ -223,7 +223,7 @@ class Quality(Section):
     ssim: Share = 0.85
     """Structural similarity."""
     temporal: Annotated[float, Field(ge=1, le=10)] = 1.25
-    """Warp error and flicker index, as multiples of the unquantised run's."""
+    """Warp error, flicker index and flicker of latent frames, as multiples of the unquantised run's."""
 
 
 class Profile(Section):

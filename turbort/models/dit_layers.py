@@ -57,13 +57,13 @@ def restored(x: Tensor | Kept, dtype: torch.dtype) -> Tensor:
 class TokenGrid:
     """The grid of the forward under way, in tokens: what a kernel that works along time must know beside its arguments.
 
-    `quantisers` are the call sites beside the model's own that give activations scales shared along time, where a plan asks for
-    it; `precision` is what they read.
+    `quantisers` are call sites beside the model's own, by the path of the site that they serve: they give activations scales
+    shared along time, where a plan asks for it. `precision` is what they read.
     """
 
     frames: int = 1
     precision: str = "bf16"
-    quantisers: list[Slot] = field(default_factory=list)
+    quantisers: dict[str, Slot] = field(default_factory=dict)
 
 
 class Residual:

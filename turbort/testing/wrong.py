@@ -132,6 +132,10 @@ def one_scale_for_all_tokens(x: Tensor, *, emit: str) -> QTensor:
     return QTensor(emit, values, scale.expand(*x.shape[:-1], 1).contiguous(), x.dtype)
 
 
+def scales_per_token_over_time(x: Tensor, *, emit: str, frames: int) -> QTensor:
+    return to_scheme(x, emit)
+
+
 def emits_inverse_scales(x: Tensor, weight: Tensor, *, eps: float = 1e-6, emit: str | None = None) -> Any:
     y = ops.rms_norm(x, weight, eps=eps, emit=emit)
     return QTensor(y.scheme, y.values, 1 / y.scales, y.dtype) if isinstance(y, QTensor) else y
