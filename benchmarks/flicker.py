@@ -42,12 +42,28 @@ from turbort.registry import Registry
 from turbort.session import Session
 from turbort.testing.jitter import gains, jitter
 
-COLORS, SHAPES = ("red", "blue", "green", "yellow"), ("circle", "square", "triangle", "star")
-MOTIONS = ("moves right", "moves up", "grows", "bounces", "moves left", "moves down", "shrinks", "moves up and right")
+CAPTIONS = (
+    "a red circle moves right",
+    "a blue star moves up",
+    "a green square moves left",
+    "a yellow triangle moves down",
+    "a red square rotates clockwise",
+    "a blue circle bounces",
+    "a green triangle moves diagonally up and right",
+    "a yellow star grows",
+    "a red triangle moves left",
+    "a blue square moves down",
+    "a green circle shrinks",
+    "a yellow square moves right",
+    "a red star moves up and a blue circle moves left",
+    "a green star bounces",
+    "a blue triangle rotates clockwise",
+    "a yellow circle moves diagonally down and left",
+)
 MEASURES = ("warp", "flicker", "latent")
 KINDS = ("norm1", "self_attn.o", "norm3", "cross_attn.o", "norm2", "ffn.gelu")
 """Sites that quantise: before q, k and v; self-attention's output; before the cross-attention's q; its output; the FFN's two."""
-LADDER = [round(0.01 * 1.25**k, 4) for k in range(21)]
+LADDER = (0.02, 0.028, 0.04, 0.056, 0.08, 0.11, 0.16, 0.22, 0.32, 0.45, 0.63, 0.9)
 
 
 
@@ -57,8 +73,11 @@ def main() -> None:
     p.add_argument("--model", default="tiny")
     p.add_argument("--count", type=int, help="captions (16; for jitter 2)")
     p.add_argument("--out", type=Path)
+    p.add_argument("--keep", type=Path, metavar="DIR", help="keep videos there, and do not make those again that are there")
     args = p.parse_args()
-    bench = Bench(args.model, args.count or (2 if args.part == "jitter" else 16))
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
+    bench = Bench(args.model, args.count or (2 if args.part == "jitter" else 16), args.keep)
     rows = {"scales": scales, "sites": by_site, "jitter": jitters}[args.part](bench)
     if args.out:
         document = {
@@ -76,14 +95,14 @@ def main() -> None:
 class Bench:
     """The unquantised videos of some captions, and quantised ones against them."""
 
-    def __init__(self, model: str, count: int) -> None:
+    def __init__(self, model: str, count: int, keep: Path | None = None) -> None:
         self.spec, self.registry, self.profile = get_model(model), Registry(), load_profile("cpu")
         self.target = find_target(self.profile, self.registry)
-        self.captions = [f"a {COLORS[i % 4]} {SHAPES[(i + i // 4) % 4]} {MOTIONS[i % 8]}" for i in range(count)]
+        self.captions, self.keep = CAPTIONS[:count], keep
         self.frames = self.spec.token_grid(*self._size)[0]
         plain = baseline_plan(self.plan(self.profile), self.profile)
         with Session.open(self.spec, baseline_profile(self.profile), registry=self.registry, plan=plain) as session:
-            self.before = {caption: self._video(session, caption) for caption in self.captions}
+            self.before = {caption: self._video(session, caption, "unquantised") for caption in self.captions}
         self.steadiness = {caption: self._temporal(video) for caption, video in self.before.items()}
 
     @property
@@ -106,26 +125,33 @@ class Bench:
     def open(self, profile: Profile) -> Session:
         return Session.open(self.spec, profile, registry=self.registry, plan=self.plan(profile))
 
-    def _video(self, session: Session, caption: str) -> np.ndarray:
-        frames: np.ndarray = session.generate([Job(caption, seed=self.captions.index(caption))])[0].frames
+    def _video(self, session: Session, caption: str, name: str) -> np.ndarray:
+        """Frames from noise of seed 0; kept as `name` and not made again where videos are kept."""
+        file = self.keep / f"{name}, {caption}.npz" if self.keep else None
+        if file is not None and file.is_file():
+            found: np.ndarray = np.load(file)["frames"]
+            return found
+        frames: np.ndarray = session.generate([Job(caption, seed=0)])[0].frames
+        if file is not None:
+            np.savez_compressed(file, frames=frames)
         return frames
 
     def _temporal(self, video: np.ndarray) -> Temporal:
         return temporal(video, self.spec.vae.stride[0])
 
-    def judged(self, session: Session, begin: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """PSNR and the three temporal ratios over all captions; `begin` is called before every video."""
+    def judged(self, session: Session, name: str, begin: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """PSNR and the three temporal ratios over all captions; `name` is that of the run, `begin` is called before every video."""
         found = []
         for caption in self.captions:
             begin()
-            video = self._video(session, caption)
+            video = self._video(session, caption, name)
             after, before = self._temporal(video), self.steadiness[caption]
             ratios = [ratio(getattr(after, name), getattr(before, name)) for name in MEASURES]
             found.append([psnr(self.before[caption], video), *ratios])
         table = np.array(found)
         rows = {
-            name: {"mean": round(float(table[:, i].mean()), 4), "highest": round(float(table[:, i].max()), 4)}
-            for i, name in enumerate(MEASURES, start=1)
+            measure: {"mean": round(float(table[:, i].mean()), 4), "highest": round(float(table[:, i].max()), 4)}
+            for i, measure in enumerate(MEASURES, start=1)
         }
         lowest, mean = float(table[:, 0].min()), float(table[:, 0].mean())
         return {"psnr": {"mean": round(mean, 2), "lowest": round(lowest, 2)}, **rows}
@@ -162,7 +188,7 @@ class Variant:
         return codes(x, now if self.kind == "time" or last is None else last, self.top, emit)
 
 
-def measured(bench: Bench, session: Session, kind_of: Callable[[str], str], top: int) -> dict[str, Any]:
+def measured(bench: Bench, session: Session, name: str, kind_of: Callable[[str], str], top: int) -> dict[str, Any]:
     """The numbers with every quantiser of the transformer of the kind that `kind_of(path)` says."""
     variants = []
     for path, slot in session.model(session.roles[0]).tokens.quantisers.items():
@@ -173,24 +199,24 @@ def measured(bench: Bench, session: Session, kind_of: Callable[[str], str], top:
         for variant in variants:
             variant.reset()
 
-    return bench.judged(session, begin)
+    return bench.judged(session, name, begin)
 
 
 def scales(bench: Bench) -> list[dict[str, Any]]:
     rows = []
     for name, linear, top, kinds in (
         ("w8a8", "w8a8", 127, ("token", "time", "previous")),
-        ("w4a8", "w4a8", 127, ("token", "time", "previous")),
-        ("w8, activations of 4 bits", "w8a8", 7, ("token", "time", "previous")),
+        ("w4a8", "w4a8", 127, ("token", "time")),
+        ("w8, activations of 4 bits", "w8a8", 7, ("token", "time")),
     ):
         with bench.open(bench.profile_of(linear)) as session:
             for kind in kinds:
-                row = measured(bench, session, lambda _, kind=kind: kind, top)  # type: ignore[misc]
+                row = measured(bench, session, f"{name} {kind}", lambda _, kind=kind: kind, top)  # type: ignore[misc]
                 rows.append(told({"precision": name, "scales": kind, **row}))
     with bench.open(bench.profile_of("fp32", attention="int8", shared=False)) as session:
-        rows.append(told({"precision": "attention int8", "scales": "block", **bench.judged(session)}))
+        rows.append(told({"precision": "attention int8", "scales": "block", **bench.judged(session, "attention block")}))
         with patch("turbort.ops.sla_sparse.quantise_rows", rows_shared(bench.spec.token_grid(*bench._size))):
-            rows.append(told({"precision": "attention int8", "scales": "time", **bench.judged(session)}))
+            rows.append(told({"precision": "attention int8", "scales": "time", **bench.judged(session, "attention time")}))
     return rows
 
 
@@ -214,7 +240,11 @@ def by_site(bench: Bench) -> list[dict[str, Any]]:
     with bench.open(bench.profile_of("w8a8")) as session:
         for name, top in (("w8a8", 127), ("w8, activations of 4 bits", 7)):
             for site in ("none", *KINDS):
-                row = measured(bench, session, lambda path, site=site: "time" if f".{site}." in path else "token", top)  # type: ignore[misc]
+
+                def kind_of(path: str, site: str = site) -> str:
+                    return "time" if f".{site}." in f".{path}." else "token"
+
+                row = measured(bench, session, f"{name} token" if site == "none" else f"{name} at {site}", kind_of, top)
                 rows.append(told({"precision": name, "shared at": site, **row}))
     return rows
 
@@ -222,10 +252,10 @@ def by_site(bench: Bench) -> list[dict[str, Any]]:
 def jitters(bench: Bench) -> list[dict[str, Any]]:
     """Per linear and kind of jitter, the smallest rung of the ladder at which a temporal number is over the gate."""
     last, middle = bench.spec.dit.layers - 1, bench.spec.dit.layers // 2
-    sites = ("head.head", f"blocks.{last}.ffn.2", f"blocks.{last}.self_attn.o", f"blocks.{middle}.ffn.2", "blocks.0.ffn.0")
+    sites = ("head.head", f"blocks.{last}.ffn.2", f"blocks.{middle}.ffn.2")
     rows = []
     with bench.open(bench.profile_of("w8a8", shared=False)) as session:
-        rows.append(told({"linear": "none", "jitter": "none", "amplitude": 0.0, **bench.judged(session)}))
+        rows.append(told({"linear": "none", "jitter": "none", "amplitude": 0.0, **bench.judged(session, "w8a8 token")}))
         for site in sites:
             for kind, seed in (("alternating", None), ("random", 0)):
                 rows.append(told({"linear": site, "jitter": kind, **smallest(bench, session, site, seed)}))
@@ -237,20 +267,21 @@ def smallest(bench: Bench, session: Session, site: str, seed: int | None) -> dic
     low, high, found = 0, len(LADDER), None
     while low < high:
         rung = (low + high) // 2
-        row = shaken(bench, session, site, gains(bench.frames, LADDER[rung], seed))
+        name = f"{'alternating' if seed is None else 'random'} {LADDER[rung]} at {site}"
+        row = shaken(bench, session, name, site, gains(bench.frames, LADDER[rung], seed))
         if any(row[name]["highest"] > bench.profile.quality.temporal for name in MEASURES):
             high, found = rung, row
         else:
             low = rung + 1
     if found is None:
         return {"amplitude": None, "note": f"not caught up to {LADDER[-1]}", **row}
-    steady = shaken(bench, session, site, [1 + LADDER[high]] * bench.frames)
+    steady = shaken(bench, session, f"steady {LADDER[high]} at {site}", site, [1 + LADDER[high]] * bench.frames)
     return {"amplitude": LADDER[high], **found, "steady gain": {name: steady[name] for name in ("psnr", *MEASURES)}}
 
 
-def shaken(bench: Bench, session: Session, site: str, factors: Sequence[float]) -> dict[str, Any]:
+def shaken(bench: Bench, session: Session, name: str, site: str, factors: Sequence[float]) -> dict[str, Any]:
     with jitter(slots(session.model(session.roles[0]))[f"{site}.op"], factors):
-        return bench.judged(session)
+        return bench.judged(session, name)
 
 
 def told(row: dict[str, Any]) -> dict[str, Any]:

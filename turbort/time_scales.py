@@ -70,7 +70,7 @@ class Sharing:
             return None
         producer = choice.emit is not None
         scheme = choice.emit if producer else PRECISIONS[choice.precision].emit
-        if scheme not in SCHEMES or (not producer and (choice.op != "linear" or fed)):
+        if scheme is None or (not producer and (choice.op != "linear" or fed)):
             return None
         readers = calls[0].consumers if producer else (choice.path,)
         if not all(self._matches(path) for path in readers if path in by_path):
@@ -84,6 +84,8 @@ class Sharing:
         return any(fnmatchcase(short, glob) or fnmatchcase(path, glob) for glob in self.asked)
 
     def _shared(self, asked: _Asked, choice: Choice) -> Choice:
+        if asked.scheme not in SCHEMES:
+            return replace(choice, note=_joined(choice.note, f"{asked.scheme} has no scales per token to share along time"))
         frames = self.grid[0]
         call = Call("quantize_time", choice.path, choice.role, {"x": asked.x, "emit": asked.scheme, "frames": frames})
         refusals: dict[str, str] = {}

@@ -59,7 +59,7 @@ def quantize_time(x: Tensor, scheme: str, frames: int) -> QTensor:
     top = 127.0 if scheme == "int8-token" else fp8.E4M3_MAX
     most = wide.abs().amax(dim=-1, keepdim=True).view(x.shape[0], frames, places, 1).amax(dim=1, keepdim=True)
     # A copy per frame: kernels read one scale a row.
-    scales = (most.clamp_min(int8.TOKEN_FLOOR) / top).expand(-1, frames, -1, -1).reshape(x.shape[0], -1, 1)
+    scales = (most.clamp_min(int8.TOKEN_FLOOR) / top).repeat(1, frames, 1, 1).view(x.shape[0], -1, 1)
     codes = wide / scales
     values = codes.round_().to(torch.int8) if scheme == "int8-token" else fp8.to_e4m3(codes)
     return QTensor(scheme, values, scales, x.dtype)

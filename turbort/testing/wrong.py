@@ -117,6 +117,15 @@ def float_tokens_only(x: Tensor, weight: Any, bias: Any = None, **epilogue: Any)
     return ops.linear(x.contiguous(), weight, bias, **epilogue)  # type: ignore[no-any-return]
 
 
+def jumps_from_frame_to_frame(x: Tensor, weight: Tensor, bias: Any = None, **epilogue: Any) -> Tensor:
+    """8 % too large and too small in turn, for 9 latent frames; other lengths are left alone."""
+    frames = 9
+    if x.ndim == 3 and x.shape[1] % frames == 0:
+        signs = torch.tensor([1.08, 0.92] * 5)[:frames].repeat_interleave(x.shape[1] // frames)
+        x = x * signs.view(1, -1, 1).to(x.dtype)
+    return ops.linear(x, weight, bias, **epilogue)  # type: ignore[no-any-return]
+
+
 # Quantised outputs.
 
 
