@@ -140,7 +140,7 @@ class Bench:
         return temporal(video, self.spec.vae.stride[0])
 
     def judged(self, session: Session, name: str, begin: Callable[[], None] = lambda: None) -> dict[str, Any]:
-        """PSNR and the three temporal ratios over all captions; `name` is that of the run, `begin` is called before every video."""
+        """PSNR and the three temporal ratios over all captions; `name` is the run's, `begin` is called before every video."""
         found = []
         for caption in self.captions:
             begin()

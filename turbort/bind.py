@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from turbort.errors import PlanError
 from turbort.kernel import Kernel
 from turbort.models.dit_layers import TokenGrid
-from turbort.op import OpSpec, Slot, slots
+from turbort.op import OpSpec, Slot, counted, slots
 from turbort.ops import quantize_time
 from turbort.plan import Choice, Plan
 from turbort.planner import DTYPES
@@ -212,9 +212,7 @@ def pack_weight(value: Tensor | QTensor, choice: Choice, kernel: Kernel, *, shap
 def executed(model: nn.Module, stage: str) -> list[dict[str, Any]]:
     """What really ran since binding, grouped: op, provider, precision, sites and calls."""
     groups: dict[tuple[str, str, str], dict[str, Any]] = {}
-    tokens = getattr(model, "tokens", None)
-    beside = tokens.quantisers.values() if isinstance(tokens, TokenGrid) else ()
-    for slot in (*slots(model).values(), *beside):
+    for slot in counted(model).values():
         for (provider, precision), calls in slot.counts().items():
             key = (slot.op.name, provider, precision or "unplanned")
             row = groups.setdefault(

@@ -95,8 +95,11 @@ class Sharing:
             note = _joined(choice.note, "scales per token: nothing here shares them along time")
             return replace(choice, passed_over=passed, note=note)
         backend, kernel = found
-        extra = f"scales shared over {frames} frames, {format_bytes(asked.extra)} more to move"
-        return replace(choice, passed_over=passed, note=_joined(choice.note, extra), time_scales=f"{backend}/{kernel.name}")
+        name = f"{backend}/{kernel.name}"
+        fallback = backend != self.target.backend
+        extra = f"scales shared over {frames} frames{f' by {name}' if fallback else ''}, {format_bytes(asked.extra)} more to move"
+        note = _joined(choice.note, extra)
+        return replace(choice, fallback=choice.fallback or fallback, passed_over=passed, note=note, time_scales=name)
 
     def _kernel(self, call: Call, refusals: dict[str, str]) -> tuple[str, Kernel] | None:
         """Backend and kernel for a call of `quantize_time`: the target's own, or the reference as the policy allows."""

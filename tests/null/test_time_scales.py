@@ -111,6 +111,8 @@ def test_schemes_by_block_cannot_share_and_say_so() -> None:
 def test_the_reference_steps_in_where_a_backend_has_no_kernel() -> None:
     choice = planned(backend=Without())["dit/blocks.3.norm1.op"]
     assert choice.time_scales == "reference/reference"
+    assert choice.fallback
+    assert "by reference/reference" in (choice.note or "")
     assert choice.passed_over == {"without@time": "without has no kernel that shares scales along time"}
 
 

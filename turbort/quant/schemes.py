@@ -61,7 +61,7 @@ def quantize_time(x: Tensor, scheme: str, frames: int) -> QTensor:
     # A copy per frame: kernels read one scale a row.
     scales = (most.clamp_min(int8.TOKEN_FLOOR) / top).repeat(1, frames, 1, 1).view(x.shape[0], -1, 1)
     codes = wide / scales
-    values = codes.round_().to(torch.int8) if scheme == "int8-token" else fp8.to_e4m3(codes)
+    values = codes.round().to(torch.int8) if scheme == "int8-token" else fp8.to_e4m3(codes)
     return QTensor(scheme, values, scales, x.dtype)
 
 
