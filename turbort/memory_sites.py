@@ -170,12 +170,14 @@ def _is_reference(choice: Choice) -> bool:
 
 @dataclass(frozen=True)
 class _Conv:
-    """A convolution of the decoder: shapes of input and weight, bytes per value, and copies that its kernel makes."""
+    """A convolution of the decoder: shapes of input and weight, bytes per value, copies that its kernel makes, and whether its
+    input has room for the past."""
 
     x: tuple[int, ...]
     weight: tuple[int, ...]
     width: int
     copies: int
+    room: bool
 
     @property
     def frame(self) -> int:
@@ -187,12 +189,20 @@ class _Conv:
         return len(self.weight) == 5 and self.weight[2] > 1
 
 
+ROOM = {"cuda/triton": ("cuda/cudnn", "cuda/triton", "cuda/triton-any")}
+"""Kernels of `vae_norm_silu` that leave room for the past in front of their result, and the convolutions that use it."""
+
+
 def _convolutions(plan: Plan) -> Iterable[_Conv]:
+    before = None
     for choice in plan:
         if choice.path.startswith("vae/decoder") and choice.op in ("causal_conv3d", "vae_upsample"):
             shapes = [parse_shape(text) for text in choice.shapes]
             reorders = _is_reference(choice) and "/channels-last" not in choice.kernel
-            yield _Conv(shapes[0], shapes[1], float_bytes(choice.precision), int(reorders))
+            after = before.kernel if before is not None and before.op == "vae_norm_silu" else ""
+            room = choice.kernel in ROOM.get(after, ())
+            yield _Conv(shapes[0], shapes[1], float_bytes(choice.precision), int(reorders), room)
+        before = choice
 
 
 def vae_caches(plan: Plan) -> int:
@@ -213,7 +223,9 @@ def vae_activations(plan: Plan, chunk: int, latent_frames: int) -> int:
         into, out = conv.x[1], conv.weight[0]
         if len(conv.weight) == 5:
             past = 2 if conv.causal else 0
-            values = into * (2 * frames + (1 + conv.copies) * (frames + past) + past) + out * frames
+            # With room, the input and the same with its past are one.
+            beside = (1 if conv.room else 2) * frames
+            values = into * (beside + (1 + conv.copies) * (frames + past) + past) + out * frames
         else:
             values = frames * (into + 4 * out + 4 * (into * (1 + conv.copies) if conv.copies else out))
         widest = max(widest, values * conv.frame)

@@ -1,19 +1,21 @@
-"""From latents to a file: decoding in chunks, each written as soon as it is there."""
+"""From latents to a file: decoding in chunks, each encoded while the next one is decoded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy
 from torch import Tensor
 
-from turbort.io import frames_to_uint8, open_writer
+from turbort.io import Arriving, Background, open_writer
 from turbort.job import Job
 from turbort.models.wan_vae import WanVae
 from turbort.tiles import decode_tiles
+
+Parts = Iterator[tuple[int, int, Tensor | None]]
+"""Number of a chunk, of how many, and its pixels [3, T, H, W]; None where they come later."""
 
 
 def decode(
@@ -29,28 +31,29 @@ def decode(
 
     With `tile` (height and width in pixels) the whole clip is decoded part by part and written at the end.
 
-    Returns the file's path, or the frames (uint8 [T, H, W, 3]) of a job that names none. An interruption leaves no file.
-    `told(done, total)` is called after each chunk.
+    Returns the file's path, or the frames (uint8 [T, H, W, 3]) of a job that names none. An interruption leaves no file,
+    and an error of the encoder or the disk is raised here. `told(done, total)` is called after each chunk; a device that
+    works on its own may be up to three chunks behind.
     """
-    kept = []
-    with ExitStack() as stack:
-        writer = None
-        if job.out is not None:
-            size = (job.width or 0, job.height or 0)
-            writer = stack.enter_context(open_writer(job.out, *size, job.fps or 1, frames_hint=job.frames))
-        for done, total, pixels in _whole(vae, latents, chunk) if tile is None else decode_tiles(vae, latents, tile, chunk):
-            told(done, total)
-            if pixels is None:
-                continue
-            frames = frames_to_uint8(pixels)
-            if writer is None:
-                kept.append(frames)
-            else:
-                writer.write(frames)
-    return (writer.path, None) if writer is not None else (None, numpy.concatenate(kept))
+    parts = _whole(vae, latents, chunk) if tile is None else decode_tiles(vae, latents, tile, chunk)
+    if job.out is None:
+        kept: list[Arriving] = []
+        _hand_over(parts, told, lambda pixels: kept.append(Arriving(pixels)))
+        return None, numpy.concatenate([chunk.frames() for chunk in kept])
+    writer = open_writer(job.out, job.width or 0, job.height or 0, job.fps or 1, frames_hint=job.frames)
+    with Background(writer) as background:
+        _hand_over(parts, told, background.put)
+    return writer.path, None
 
 
-def _whole(vae: WanVae, latents: Tensor, chunk: int) -> Iterator[tuple[int, int, Tensor | None]]:
+def _hand_over(parts: Parts, told: Callable[[int, int], None], put: Callable[[Tensor], None]) -> None:
+    for done, total, pixels in parts:
+        told(done, total)
+        if pixels is not None:
+            put(pixels)
+
+
+def _whole(vae: WanVae, latents: Tensor, chunk: int) -> Parts:
     total = -(-latents.shape[2] // chunk)
     for done, pixels in enumerate(vae.decode_stream(latents, chunk=chunk), start=1):
         yield done, total, pixels[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from turbort_cuda import variants
 
+from benchmarks.cuda import convolution
 from benchmarks.cuda.check_worker import Row, first_line
 from benchmarks.cuda.timing import DEVICE, nmse, synchronize
 from benchmarks.cuda.workload import DIM, FFN, HEAD, HEADS, PIXELS, TEXT, TOKENS
@@ -254,13 +256,43 @@ def _variants() -> Iterator[Check]:
         for config in variants.linears():
             yield f"variant linear {k}->{n} {variants.label(config)}", "w8a8", lambda c=config, n=n, k=k: _linear_variant(c, n, k)
     for block in variants.BLOCKS:
-        for config in variants.sparse():
+        for config in variants.sparse(block):
             name = f"variant sla {block[0]}x{block[1]} {variants.label(config)}"
             yield name, "int8-fp8", lambda c=config, b=block: _sla("int8-fp8", block=b, config=c)
     for precision in ("int8-fp8", "int8"):
         for config in variants.dense():
             name = f"variant attention {precision} {variants.label(config)}"
             yield name, precision, lambda p=precision, c=config: _attention(p, TOKENS, config=c)
+
+
+def _gluon() -> Iterator[Check]:
+    """The Hopper kernel beside the Triton one at small sizes: one block, two, three, ends inside a block, several videos."""
+    for precision in ("int8-fp8", "int8"):
+        for size in ((1, 64, 1), (2, 100, 128), (2, 65, 129), (1, 200, 256), (2, 333, 300), (1, 64, 700), (3, 129, 515)):
+            name = "gluon attention {} {}x{} to {} keys".format(precision, *size)
+            yield name, "bf16", lambda p=precision, s=size: _small_attention(p, *s)
+        for tokens, topk in ((700, 0.1), (1021, 0.4), (515, 1.0)):
+            yield f"gluon sla {precision} 2x{tokens} topk {topk}", "bf16", lambda p=precision, s=(tokens, topk): _small_sla(p, *s)
+
+
+def _both(call: Callable[[dict[str, Any]], Any]) -> Pair:
+    plain = {"BLOCK_M": 64, "BLOCK_N": 128, "stages": 2, "warps": 4, "tma": DEVICE == "cuda"}
+    return lambda: call({**plain, "gluon": True}), lambda: call(plain)
+
+
+def _small_attention(precision: str, batch: int, queries: int, keys: int) -> Pair:
+    from turbort_cuda.kernels import attention
+
+    q, k, v = (_randn(batch, n, HEADS, HEAD) for n in (queries, keys, keys + 1))
+    return _both(lambda c: attention.attention(q, k, v[:, :keys].contiguous(), precision=precision, config=c))
+
+
+def _small_sla(precision: str, tokens: int, topk: float) -> Pair:
+    from turbort_cuda.kernels import sla
+
+    q, k, v = (_randn(2, tokens, HEADS, HEAD + n)[..., :HEAD].contiguous() for n in range(3))
+    proj, bias = _randn(HEAD, HEAD, scale=HEAD**-0.5), _randn(HEAD, scale=0.1)
+    return _both(lambda c: sla.sla_attention(q, k, v, proj, bias, topk=topk, precision=precision, config=c))
 
 
 def _linear_variant(config: dict[str, Any], n: int, k: int) -> Pair:
@@ -278,7 +310,12 @@ GROUPS: dict[str, Callable[[], Iterator[Check]]] = {
     "ffn.in": _linear_shape(TOKENS, FFN, DIM),
     "ffn.out": _linear_shape(TOKENS, DIM, FFN),
     "attention": _dense,
+    "conv 96": partial(convolution.checks, 96),
     "variants": _variants,
+    "gluon": _gluon,
+    "conv 384": partial(convolution.checks, 384),
+    "conv 192": partial(convolution.checks, 192),
+    "conv image": partial(convolution.checks, 3),
     "passes": _passes,
     "video": _video,
     "tails": _linear_shape(min(TOKENS, 1021), 1000, 333),

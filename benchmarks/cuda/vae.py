@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.cuda import convolution
 from benchmarks.cuda.results import Results
 from benchmarks.cuda.timing import DEVICE
-from benchmarks.cuda.workload import FRAMES, LATENT, TOY, filled, planned
+from benchmarks.cuda.workload import FRAMES, LATENT, filled, planned
 
 FLOP = 275e12
 """Of the whole decode; see NUMBERS."""
@@ -41,15 +42,4 @@ def run(results: Results, args: argparse.Namespace) -> None:
         results.time(f"decode {FRAMES} frames, {chunk} latent frames a chunk", decode, flop=FLOP, seconds=1.0)
         if DEVICE == "cuda":
             results.note(f"peak memory, chunk {chunk}", gib=torch.cuda.max_memory_allocated() / 2**30)
-    for channels, height, width in () if TOY else ((384, 60, 104), (384, 120, 208), (192, 240, 416), (96, 480, 832)):
-        x = torch.randn(1, channels, 6, height, width, device=DEVICE, dtype=torch.bfloat16)
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        weight = torch.randn(channels, channels, 3, 3, 3, device=DEVICE, dtype=torch.bfloat16).contiguous(
-            memory_format=torch.channels_last_3d
-        )
-        flop = 2.0 * 27 * channels * channels * 4 * height * width
-        results.time(
-            f"cuDNN conv3d {channels} at {height}x{width}, 4 frames",
-            lambda x=x, w=weight: torch.nn.functional.conv3d(x, w, padding=(0, 1, 1)),
-            flop=flop,
-        )
+    convolution.run(results)

@@ -9,12 +9,14 @@ it, that term is dropped (`scm` in the curve becomes 0). The average with the be
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recipes.tiny_shapes import parallel
+from recipes.tiny_shapes.captured import Captured, Pool
 from recipes.tiny_shapes.common import Options, Run, autocast, load_into, options, parser, prepare, save_weights, table
 from recipes.tiny_shapes.config import Sizes
 from recipes.tiny_shapes.data import CaptionPool, LatentPool
@@ -31,6 +33,7 @@ LR = 1e-4
 WARM_LR = 5e-4
 FAKE_LR = 1.5e-4
 SCM_WEIGHT = 0.3
+RAMP = 300  # updates until the consistency loss counts in full
 FAKE_UPDATES = 3  # tracker updates per student update
 WARM_SHARE = 0.25  # of the time, for making and regressing trajectories
 TRAJECTORIES = 6144
@@ -62,24 +65,23 @@ class Keeper:
 def warm_start(d: Distiller, pool: CaptionPool, text: Any, s: Sizes, count: int, batch: int) -> tuple[Tensor, ...]:
     """Trajectories for `count` captions: states [K, N, ...], times [K], end points [N, ...], token ids [N, L]."""
     parts, times = [], []
+    velocity = Captured(d.autocast_velocity, Pool(pool.ids.is_cuda and d.teacher.is_compiled))
     for _ in range(max(1, count // batch)):
         ids = pool.captions(batch)
         with torch.no_grad(), autocast(ids.device):
-            states, times, end = trajectories(d, text(ids).float(), s.latent)
+            states, times, end = trajectories(velocity, text(ids).float(), s.latent)
         parts.append((states, end, ids))
     states, ends, ids = (torch.cat([p[i] for p in parts], dim=1 if i == 0 else 0) for i in range(3))
     return states, torch.tensor(times, device=ids.device), ends, ids
 
 
-def regression_loss(d: Distiller, text: Any, data: tuple[Tensor, ...], batch: int) -> Tensor:
+def regression_loss(d: Distiller, text: Any, data: tuple[Tensor, ...], anchors: Tensor, batch: int) -> Tensor:
     """Mean squared error of the velocity that leads straight to the end of the teacher's path."""
     states, times, ends, ids = data
     device = ends.device
     clip = torch.randint(len(ends), (batch,), device=device)
     point = torch.randint(len(times), (batch,), device=device)
-    # Half the draws fall on the four times that the sampler uses.
-    anchors = torch.tensor([0, 3, 7, 13], device=device)
-    chosen = anchors[torch.randint(4, (batch,), device=device)]
+    chosen = anchors[torch.randint(4, (batch,), device=device)]  # half the draws fall on the four times that the sampler uses
     point = torch.where(torch.rand(batch, device=device) < 0.5, chosen, point)
     x, t = states[point, clip].float(), times[point]
     with autocast(device):
@@ -110,8 +112,8 @@ def train(o: Options, *, scm: bool = True) -> dict[str, Any]:
     d = Distiller(student, teacher, fake, guidance, null)
     ema = Ema(student, 0.99)
     keeper = Keeper(run, Model(s, text, shown, vae, device), ema, DENSE, o.pick(96, 2), batch)
-    opt = Optimisers([], list(student.parameters()), muon_lr=0, lr=LR, betas=(0.0, 0.99))
-    fake_opt = Optimisers([], list(fake.parameters()), muon_lr=0, lr=FAKE_LR, betas=(0.0, 0.99))
+    opt = Optimisers([], list(student.parameters()), muon_lr=0, lr=LR, betas=(0.0, 0.99), keep_grads=True)
+    fake_opt = Optimisers([], list(fake.parameters()), muon_lr=0, lr=FAKE_LR, betas=(0.0, 0.99), keep_grads=True)
     if run.saved:
         student.load_state_dict(run.saved["model"])
         fake.load_state_dict(run.saved["fake"])
@@ -126,27 +128,40 @@ def train(o: Options, *, scm: bool = True) -> dict[str, Any]:
     pool = LatentPool(s, vae, clips, device, clip_seed, chunk=o.pick(512, 8)) if scm else None
     while pool is not None and not pool.full:
         pool.grow()
+
+    def follow_pass(steps: int) -> tuple[Tensor, ...]:
+        loss = d.fake_loss(embed(text, captions.captions(batch)), s.latent, steps)
+        loss.backward()
+        return (loss.detach(),)
+
+    def sharpen_pass(steps: int) -> tuple[Tensor, ...]:
+        dmd = d.dmd_loss(embed(text, captions.captions(batch)), s.latent, steps)
+        dmd.backward()
+        return (dmd.detach(),)
+
+    def agree_pass(x0: Tensor, ids: Tensor, ramp: Tensor) -> tuple[Tensor, ...]:
+        consistency = d.scm_loss(x0, embed(text, ids), ramp)
+        (SCM_WEIGHT * consistency).backward()
+        return (consistency.detach(),)
+
+    graphs = Pool(o.compile)
+    follow = [Captured(partial(follow_pass, steps), graphs) for steps in (1, 2, 3, 4)]
+    sharpen = [Captured(partial(sharpen_pass, steps), graphs) for steps in (1, 2, 3, 4)]
+    agree = Captured(agree_pass, graphs)
     ramp_from = run.step
     for done in run.steps(reserve=o.pick(12, 0), smoke=2):
         lr = schedule(run.step - ramp_from, done, warmup=20, hold=0.6)
-        fakes = []
-        for _ in range(FAKE_UPDATES):
-            context = embed(text, captions.captions(batch))
-            loss = d.fake_loss(context, s.latent, 1 + int(torch.randint(4, ())))
-            loss.backward()
+        for i in range(FAKE_UPDATES):
+            (loss,) = follow[(run.step + i) % 4]()  # not drawn, so that all processes do the same work
             fake_opt.step(lr)
-            fakes.append(loss.detach())
-        context = embed(text, captions.captions(batch))
-        dmd = d.dmd_loss(context, s.latent, 1 + run.step % 4)
-        dmd.backward()
+        (dmd,) = sharpen[run.step % 4]()
         consistency = torch.zeros((), device=device)
         if scm and pool is not None:
-            x0, ids = pool.sample(half)
-            consistency = d.scm_loss(x0, embed(text, ids), min(1.0, (run.step - ramp_from) / 150))
-            (SCM_WEIGHT * consistency).backward()
+            ramp = torch.full((), min(1.0, (run.step - ramp_from) / RAMP), device=device)
+            (consistency,) = agree(*pool.sample(half), ramp)
         norm = opt.step(lr)
         ema.update()
-        run.log(10, fake=fakes[-1], dmd=dmd, scm=consistency, norm=norm)
+        run.log(10, fake=loss, dmd=dmd, scm=consistency, norm=norm)
         value = keeper.check(every=o.pick(30, 10_000))
         if scm and ((value is not None and value < keeper.best - 0.2) or (run.step % 20 == 0 and not norm.isfinite())):
             run.say("dropping the consistency loss: the student got worse with it")
@@ -168,16 +183,23 @@ def embed(text: Any, ids: Tensor) -> Tensor:
 
 def regress(run: Run, o: Options, d: Distiller, captions: CaptionPool, text: Any, ema: Ema, batch: int) -> None:
     """The warm start: make trajectories, then regress their ends."""
-    opt = Optimisers([], list(d.student.parameters()), muon_lr=0, lr=WARM_LR, betas=(0.9, 0.99))
+    opt = Optimisers([], list(d.student.parameters()), muon_lr=0, lr=WARM_LR, betas=(0.9, 0.99), keep_grads=True)
     data = warm_start(d, captions, text, o.sizes, parallel.per_process(o.pick(TRAJECTORIES, 2, 192)), batch)
     run.say(f"{len(data[2])} trajectories of {len(data[1])} points")
+    anchors = torch.tensor([0, 3, 7, 13], device=data[2].device)
+
+    def passes() -> tuple[Tensor, ...]:
+        loss = regression_loss(d, text, data, anchors, batch)
+        loss.backward()
+        return (loss.detach(),)
+
+    both = Captured(passes, Pool(o.compile))
     begun = run.step
     for done in run.steps(smoke=2):
         share = done / (1.0 if o.smoke else WARM_SHARE)
         if share >= 1.0:
             break
-        loss = regression_loss(d, text, data, batch)
-        loss.backward()
+        (loss,) = both()
         opt.step(schedule(run.step - begun, share, warmup=50, hold=0.5))
         ema.update()
         run.log(20, regression=loss)

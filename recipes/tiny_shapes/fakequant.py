@@ -50,3 +50,9 @@ def int8_blocks(x: Tensor, rows: int) -> Tensor:
     scale = blocks.abs().amax((-1, -2), keepdim=True).clamp_min(1e-8) / 127.0
     rounded = ((blocks / scale).round().clamp(-127, 127) * scale).flatten(-3, -2)[..., :length, :]
     return straight_through(x, rounded)
+
+
+def int8_queries_keys(q: Tensor, k: Tensor, q_rows: int, k_rows: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Queries, and keys less their mean, as the int8 product sees them; all [B, H, L, d]."""
+    k = k.float()
+    return int8_blocks(q, q_rows).to(dtype), int8_blocks(k - k.mean(-2, keepdim=True), k_rows).to(dtype)

@@ -8,12 +8,14 @@ score distillation, as in stage 3, which keeps its samples sharp.
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from recipes.tiny_shapes import parallel
+from recipes.tiny_shapes.captured import Captured, Pool
 from recipes.tiny_shapes.common import Options, Run, autocast, load_into, options, parser, prepare, save_weights
 from recipes.tiny_shapes.config import SLA_TOPK
 from recipes.tiny_shapes.data import CaptionPool
@@ -68,32 +70,45 @@ def train(o: Options, stage: str = "sla", mode: Mode = MODE) -> dict[str, Any]:
     d = Distiller(student, teacher, fake, guidance, null, mode)
     ema = Ema(student, 0.99)
     keeper = Keeper(run, Model(s, text, shown, vae, device), ema, mode, o.pick(96, 2), batch)
-    opt = Optimisers([], list(student.parameters()), muon_lr=0, lr=LR, betas=(0.9, 0.99))
-    fake_opt = Optimisers([], list(fake.parameters()), muon_lr=0, lr=FAKE_LR, betas=(0.0, 0.99))
+    opt = Optimisers([], list(student.parameters()), muon_lr=0, lr=LR, betas=(0.9, 0.99), keep_grads=True)
+    fake_opt = Optimisers([], list(fake.parameters()), muon_lr=0, lr=FAKE_LR, betas=(0.0, 0.99), keep_grads=True)
     if run.saved:
         student.load_state_dict(run.saved["model"])
         fake.load_state_dict(run.saved["fake"])
         ema.load(run.saved["ema"])
         opt.load(run.saved["opt"])
         fake_opt.load(run.saved["fake_opt"])
-    zero = torch.zeros((), device=device)
-    for done in run.steps(reserve=o.pick(12, 0), smoke=4):
-        lr = schedule(run.step, done, warmup=50, hold=0.3)
+
+    def learn_pass(steps: int) -> tuple[Tensor, Tensor]:
+        """Regression along the dense student's path and, with steps > 0, score distillation after that many steps."""
         context = embed(text, captions.captions(batch))
-        loss = zero
+        loss = dmd = torch.zeros((), device=device)
         for x, t, v in path(dense, context, s.latent):
             with autocast(device):
                 part = (student(x, t, context, mode) - v).square().mean() / 4
             part.backward()
             loss = loss + part.detach()
-        dmd = tracked = zero
-        if done > REGRESS_SHARE:
-            for _ in range(2):
-                tracked = d.fake_loss(embed(text, captions.captions(batch)), s.latent, 1 + int(torch.randint(4, ())))
-                tracked.backward()
-                fake_opt.step(1.0)
-            dmd = d.dmd_loss(context, s.latent, 1 + run.step % 4)
+        if steps:
+            dmd = d.dmd_loss(context, s.latent, steps)
             (DMD_WEIGHT * dmd).backward()
+        return loss, dmd.detach()
+
+    def follow_pass(steps: int) -> tuple[Tensor, ...]:
+        tracked = d.fake_loss(embed(text, captions.captions(batch)), s.latent, steps)
+        tracked.backward()
+        return (tracked.detach(),)
+
+    graphs = Pool(o.compile)
+    learn = [Captured(partial(learn_pass, steps), graphs) for steps in range(5)]
+    follow = [Captured(partial(follow_pass, steps), graphs) for steps in range(5)]
+    for done in run.steps(reserve=o.pick(12, 0), smoke=4):
+        lr = schedule(run.step, done, warmup=50, hold=0.3)
+        sharpen = done > REGRESS_SHARE
+        tracked = torch.zeros((), device=device)
+        for i in range(2 if sharpen else 0):
+            (tracked,) = follow[1 + (run.step + 2 * i + 1) % 4]()
+            fake_opt.step(1.0)
+        loss, dmd = learn[1 + run.step % 4 if sharpen else 0]()
         norm = opt.step(lr)
         ema.update()
         run.log(10, regression=loss, dmd=dmd, fake=tracked, norm=norm)

@@ -9,6 +9,7 @@ Sources: rCM (arXiv 2510.08431), sCM (arXiv 2410.11081), DMD2 (arXiv 2405.14867)
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,9 @@ def angle_field(net: nn.Module, x: Tensor, angle: Tensor, text: Tensor, mode: Mo
     return spread((c - s) / (c + s)) * x + v / total
 
 
-def consistency_direction(field: Tensor, teacher: Tensor, tangent: Tensor, x: Tensor, angle: Tensor, ramp: float) -> Tensor:
+def consistency_direction(
+    field: Tensor, teacher: Tensor, tangent: Tensor, x: Tensor, angle: Tensor, ramp: Tensor | float
+) -> Tensor:
     """Normalised tangent g of sCM, unit mean square.
 
     g = -cos a sqrt(1 - r^2 sin^2 a) (F - F_teacher) - (r cos a sin a x + cos a sin a dF/da); the ramp r goes from 0,
@@ -68,6 +71,11 @@ class Distiller:
     def guided_velocity(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
         with torch.no_grad():
             return guided(self.teacher, text, self.null, self.guidance)(x, t)
+
+    def autocast_velocity(self, x: Tensor, t: Tensor, text: Tensor) -> tuple[Tensor]:
+        """The same as a tuple and under autocast, for `trajectories`."""
+        with torch.no_grad(), autocast(x.device):
+            return (self.guided_velocity(x, t, text),)
 
     def rollout(self, text: Tensor, shape: tuple[int, ...], steps: int, *, grad: bool) -> Tensor:
         """x0 after `steps` sampler steps; with `grad` the last one carries gradients."""
@@ -107,7 +115,7 @@ class Distiller:
             direction = dmd_direction(x0, real, fake)
         return 0.5 * (x0 - (x0.detach() - direction)).square().mean()
 
-    def scm_loss(self, x0: Tensor, text: Tensor, ramp: float) -> Tensor:
+    def scm_loss(self, x0: Tensor, text: Tensor, ramp: Tensor | float) -> Tensor:
         """Consistency along the teacher's guided flow, with the tangent dF/da from forward-mode differentiation."""
         sigma = torch.exp(ANGLE_MEAN + ANGLE_STD * torch.randn(len(x0), device=x0.device))
         angle = torch.atan(sigma)
@@ -131,9 +139,10 @@ class Distiller:
 
 @torch.no_grad()
 def trajectories(
-    d: Distiller, text: Tensor, shape: tuple[int, ...], substeps: tuple[int, ...] = (3, 4, 6, 11)
-) -> tuple[Tensor, list[float], Tensor]:
-    """The teacher's guided flow from the student's first time to 0 through all of the student's times.
+    velocity: Callable[[Tensor, Tensor, Tensor], Sequence[Tensor]], text: Tensor, shape: tuple[int, ...],
+    substeps: tuple[int, ...] = (3, 4, 6, 11),
+) -> tuple[Tensor, list[float], Tensor]:  # fmt: skip
+    """The flow of `velocity(x, t, text)` from the student's first time to 0 through all of the student's times.
 
     Returns states [K, B, ...] (bfloat16) with their K times and the end points [B, ...].
     """
@@ -143,6 +152,6 @@ def trajectories(
     states = []
     for now, then in itertools.pairwise(grid):
         states.append(x.to(torch.bfloat16))
-        with autocast(x.device):
-            x = x + (then - now) * d.guided_velocity(x, torch.full((len(x),), now, device=x.device), text)
+        (v,) = velocity(x, torch.full((len(x),), now, device=x.device), text)
+        x = x + (then - now) * v
     return torch.stack(states), grid[:-1], x

@@ -58,20 +58,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mode: Mode, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention, all [B, H, L, d]; `mask` True where a query sees a key."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mode: Mode) -> Tensor:
+    """Softmax attention over all keys, all [B, H, L, d]."""
     if mode.int8:
-        q_rows, k_rows = SLA_BLOCK if mask is not None else (128, 64)
-        q = fakequant.int8_blocks(q, q_rows).to(v.dtype)
-        k = fakequant.int8_blocks(k.float() - k.float().mean(-2, keepdim=True), k_rows).to(v.dtype)
+        q, k = fakequant.int8_queries_keys(q, k, 128, 64, v.dtype)
     if mode.plain:
-        score = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        return (score if mask is None else score.masked_fill(~mask, -torch.inf)).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
 
 
-def block_mask(q: Tensor, k: Tensor, topk: float) -> Tensor:
-    """Which keys each query sees in the sparse branch, bool [B, H, L, L].
+def to_blocks(x: Tensor, rows: int) -> Tensor:
+    """[..., L, d] to [..., blocks, rows, d], zeros after the end."""
+    return F.pad(x, (0, 0, 0, -x.shape[-2] % rows)).unflatten(-2, (-1, rows))
+
+
+def choose_blocks(q: Tensor, k: Tensor, topk: float) -> Tensor:
+    """Numbers of the key blocks that each query block sees in the sparse branch, [B, H, query blocks, kept].
 
     Score of a (query block, key block) pair: mean query times mean of k minus its mean; each query block keeps
     max(1, floor(topk * blocks)) key blocks.
@@ -79,17 +81,36 @@ def block_mask(q: Tensor, k: Tensor, topk: float) -> Tensor:
     length = q.shape[-2]
 
     def pool(x: Tensor, rows: int) -> Tensor:
-        sums = F.pad(x, (0, 0, 0, -length % rows)).unflatten(-2, (-1, rows)).sum(-2)
-        count = torch.full((sums.shape[-2], 1), float(rows), device=x.device)
-        count[-1] -= -length % rows
-        return sums / count
+        sums = to_blocks(x, rows).sum(-2)
+        starts = torch.arange(0, length, rows, device=x.device)
+        return sums / (length - starts).clamp_max(rows)[:, None]
 
     q, k = q.detach().float(), k.detach().float()
     score = pool(q, SLA_BLOCK[0]) @ pool(k - k.mean(-2, keepdim=True), SLA_BLOCK[1]).transpose(-1, -2)
     keep = min(score.shape[-1], max(1, int(topk * score.shape[-1])))
-    chosen = torch.zeros_like(score, dtype=torch.bool).scatter(-1, score.topk(keep, dim=-1).indices, True)
-    wide = chosen.repeat_interleave(SLA_BLOCK[0], -2).repeat_interleave(SLA_BLOCK[1], -1)
-    return wide[..., :length, :length]
+    return score.topk(keep, dim=-1).indices
+
+
+def sparse_branch(q: Tensor, k: Tensor, v: Tensor, mode: Mode) -> Tensor:
+    """Softmax attention of each query block over the key blocks chosen for it, all [B, H, L, d].
+
+    Chosen blocks are fetched by products with one-hot rows: exact, and their gradient needs no atomic additions.
+    """
+    assert mode.topk is not None
+    length, rows = q.shape[-2], SLA_BLOCK[1]
+    chosen = choose_blocks(q, k, mode.topk)
+    if mode.int8:
+        q, k = fakequant.int8_queries_keys(q, k, *SLA_BLOCK, v.dtype)
+    pick = F.one_hot(chosen.flatten(-2), -(-length // rows)).to(v.dtype)  # [B, H, query blocks * kept, key blocks]
+
+    def fetch(x: Tensor) -> Tensor:
+        blocks = pick @ to_blocks(x, rows).flatten(-2)
+        return blocks.unflatten(-1, (rows, -1)).unflatten(-3, chosen.shape[-2:]).flatten(-3, -2)
+
+    beyond = (chosen[..., None] * rows + torch.arange(rows, device=q.device) >= length).flatten(-2)[..., None, :]
+    score = (to_blocks(q, SLA_BLOCK[0]) @ fetch(k).transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    y = score.masked_fill(beyond, -torch.inf).softmax(-1).to(v.dtype) @ fetch(v)
+    return y.flatten(-3, -2)[..., :length, :]
 
 
 def linear_branch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -123,7 +144,7 @@ class SelfAttention(nn.Module):
         if mode.topk is None:
             y = attend(q, k, v, mode)
         else:
-            y = attend(q, k, v, mode, block_mask(q, k, mode.topk))
+            y = sparse_branch(q, k, v, mode)
             proj = self.attn_op["local_attn"]["proj_l"]
             y = y + proj(linear_branch(q, k, v)).to(y.dtype)
         return self.o.run(y.transpose(1, 2).flatten(2), mode)
@@ -200,7 +221,7 @@ class Dit(nn.Module):
         cos, sin = rope(s)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self.run_block, self.run_head = run_block, run_head
+        self.is_compiled, self.run_block, self.run_head = False, run_block, run_head
         for name, m in self.named_modules():
             if isinstance(m, nn.Linear | nn.Conv3d) and not name.endswith("proj_l"):
                 nn.init.xavier_uniform_(m.weight.flatten(1))
@@ -231,6 +252,7 @@ class Dit(nn.Module):
 
     def compiled(self, on: bool) -> Dit:
         """Use compiled blocks and head from now on."""
+        self.is_compiled = on
         if on:
             self.run_block, self.run_head = _compiled()
         return self

@@ -65,11 +65,12 @@ class Optimisers:
 
     def __init__(
         self, matrices: list[Tensor], rest: list[Tensor], *, muon_lr: float, lr: float,
-        betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.01, clip: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.01, clip: float = 1.0, keep_grads: bool = False,
     ) -> None:  # fmt: skip
+        """keep_grads: gradients stay in one place, where recorded steps (`captured`) add to them."""
         fused = all(p.is_cuda for p in rest)
         self.all = matrices + rest
-        self.clip = clip
+        self.clip, self.keep_grads = clip, keep_grads
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(rest, lr=lr, betas=betas, weight_decay=weight_decay, fused=fused)
         ]
@@ -77,6 +78,9 @@ class Optimisers:
             self.parts.append(Muon(matrices, muon_lr, weight_decay=weight_decay))
         self.peak = [p.param_groups[0]["lr"] for p in self.parts]
         parallel.broadcast(self.all)
+        if keep_grads:
+            for p in self.all:
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
 
     def step(self, scale: float) -> Tensor:
         """One update at `scale` times the peak rates with the mean gradient of all processes; returns its norm.
@@ -93,8 +97,11 @@ class Optimisers:
                 continue
             part.param_groups[0]["lr"] = peak * scale
             part.step()
-        for p in self.all:
-            p.grad = None
+        if self.keep_grads:
+            torch._foreach_zero_([p.grad for p in self.all])
+        else:
+            for p in self.all:
+                p.grad = None
         return norm
 
     def state(self) -> list[Any]:

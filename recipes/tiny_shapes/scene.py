@@ -14,7 +14,7 @@ TRAVELS = ("right", "left", "up", "down", "up_right", "up_left", "down_right", "
 MOTIONS = (*TRAVELS, "bounce_vertical", "bounce_horizontal", "rotate", "grow", "shrink")
 
 TWO_OBJECT_SHARE = 0.35
-TRAINED_TWO_SHARE = 0.5  # in training data: two objects are harder, and every clip of two teaches each of them
+TRAINED_TWO_SHARE = 0.65  # in training data: two objects are harder, and every clip of two teaches each of them
 HELD_OUT_TRIPLES = 24  # about 8 % of the 306 valid (shape, color, motion) triples
 HELD_OUT_PAIR_PERCENT = 6
 

@@ -9,16 +9,18 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from recipes.tiny_shapes import distill, finetune, teacher, text_train, vae_train
+from recipes.tiny_shapes.captured import Captured, Pool
 from recipes.tiny_shapes.common import Options, autocast, load_compile_cache, options, parser, prepare, save_compile_cache, table
 from recipes.tiny_shapes.config import Sizes
 from recipes.tiny_shapes.data import PixelPool, draw_scenes, vocabulary_size
-from recipes.tiny_shapes.losses import PLAIN, angle_field
+from recipes.tiny_shapes.losses import Distiller
 from recipes.tiny_shapes.nets import DENSE, Dit, Mode
 from recipes.tiny_shapes.optim import Optimisers, split, split_kernels
 from recipes.tiny_shapes.textnet import TextEncoder
@@ -106,46 +108,79 @@ def dit_rows(o: Options, s: Sizes, device: torch.device) -> None:
     text = TextEncoder(s, vocabulary_size()).to(device)
     ids = torch.from_numpy(draw_scenes(64, 0, s.text_len)[1][:, 0]).to(device)
 
-    def step(dit: Dit, opt: Optimisers, batch: int, mode: Mode) -> None:
+    text.requires_grad_(False)
+    ids = ids.repeat(3, 1)
+
+    def passes(dit: Dit, batch: int, mode: Mode) -> tuple[torch.Tensor]:
         with autocast(device):
-            context = text(ids[torch.arange(batch) % 64])
+            context = text(ids[:batch])
             x = torch.randn(batch, *s.latent, device=device)
             loss = dit(x, torch.rand(batch, device=device), context, mode).square().mean()
         loss.backward()
-        opt.step(1.0)
+        return (loss.detach(),)
 
     sla = Mode(topk=0.1, linear="w8a8", int8=True)
-    for name, batch, fast, mode in (
-        ("dit step 96 plain", 96, False, DENSE),
-        ("dit step 96 compiled", 96, o.compile, DENSE),
-        ("dit step 192 compiled", 192, o.compile, DENSE),
-        ("dit step 96 SLA int8 compiled", 96, o.compile, sla),
+    for name, batch, fast, recorded, mode in (
+        ("dit step 96 plain", 96, False, False, DENSE),
+        ("dit step 96 compiled", 96, o.compile, False, DENSE),
+        ("dit step 96 recorded", 96, o.compile, o.compile, DENSE),
+        ("dit step 192 recorded", 192, o.compile, o.compile, DENSE),
+        ("dit step 96 SLA int8 compiled", 96, o.compile, False, sla),
+        ("dit step 48 SLA int8 recorded", 48, o.compile, o.compile, sla),
+        ("dit step 96 SLA int8 recorded", 96, o.compile, o.compile, sla),
     ):
         dit = Dit(s, sla=mode is sla).to(device).compiled(fast)
-        matrices, rest = split(dit)
-        opt = Optimisers(matrices, rest + list(text.parameters()), muon_lr=1e-4, lr=1e-4)
+        opt = Optimisers(*split(dit), muon_lr=1e-4, lr=1e-4, keep_grads=True)
         n = o.pick(batch, 2)
-        measure(name, lambda d=dit, p=opt, n=n, m=mode: step(d, p, n, m), n)
-    dit = Dit(s).to(device).compiled(o.compile).requires_grad_(False)
-    for batch in (96, 192):
-        n = o.pick(batch, 2)
-        context, x = torch.randn(n, s.text_len, s.text_dim, device=device), torch.randn(n, *s.latent, device=device)
-        t = torch.rand(n, device=device)
+        both = Captured(partial(passes, dit, n, mode), Pool(recorded))
 
-        def forward(x: torch.Tensor = x, t: torch.Tensor = t, context: torch.Tensor = context) -> None:
-            with torch.no_grad(), autocast(device):
-                dit(x, t, context)
+        def step(both: Captured = both, opt: Optimisers = opt) -> None:
+            both()
+            opt.step(1.0)
 
-        measure(f"dit forward {batch} compiled", forward, n)
+        measure(name, step, n)
+        if recorded and batch == 96:
+            kernels(name, step)
+    distillation_rows(o, s, device)
+
+
+def distillation_rows(o: Options, s: Sizes, device: torch.device) -> None:
+    """The three passes of the student's stage, each after four sampler steps."""
+    teacher, student, fake = (Dit(s).to(device).compiled(o.compile) for _ in range(3))
+    teacher.requires_grad_(False)
+    for net in (student, fake):
+        Optimisers([], list(net.parameters()), muon_lr=0, lr=1e-4, keep_grads=True)
     n = o.pick(48, 2)
-    context, x = torch.randn(n, s.text_len, s.text_dim, device=device), torch.randn(n, *s.latent, device=device)
-    angle = torch.rand(n, device=device)
+    d = Distiller(student, teacher, fake, 2.0, torch.randn(1, s.text_len, s.text_dim, device=device))
+    text, x0 = torch.randn(n, s.text_len, s.text_dim, device=device), torch.randn(n, *s.latent, device=device)
+    graphs = Pool(o.compile)
+    for name, fn in (
+        ("tracker pass 48", lambda: d.fake_loss(text, s.latent, 4)),
+        ("score distillation pass 48", lambda: d.dmd_loss(text, s.latent, 4)),
+        ("consistency pass 48", lambda: d.scm_loss(x0, text, 1.0)),
+    ):
 
-    def tangent() -> None:
-        with torch.no_grad():
-            torch.func.jvp(lambda a, b: angle_field(dit, a, b, context, PLAIN), (x, angle), (x, angle))
+        def passes(fn: Callable[[], torch.Tensor] = fn) -> tuple[torch.Tensor]:
+            loss = fn()
+            loss.backward()
+            return (loss.detach(),)
 
-    measure("dit tangent 48 float32", tangent, n)
+        measure(name, Captured(passes, graphs), n)
+
+
+def kernels(name: str, step: Callable[[], Any], top: int = 14) -> None:
+    """Print where the device's time of three steps goes."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as p:
+        for _ in range(3):
+            step()
+        sync()
+    rows = sorted(p.key_averages(), key=lambda r: -r.self_device_time_total)
+    total = sum(r.self_device_time_total for r in rows)
+    print(f"{name}: {total / 3e3:.1f} ms of kernels a step")
+    for r in rows[:top]:
+        print(f"  {r.self_device_time_total / 3e3:7.2f} ms {r.count / 3:5.0f} x  {r.key[:110]}", flush=True)
 
 
 def host_rows(o: Options) -> None:

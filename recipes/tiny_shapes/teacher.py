@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from recipes.tiny_shapes import parallel
+from recipes.tiny_shapes.captured import Captured, Pool
 from recipes.tiny_shapes.common import Options, Run, autocast, load_into, options, parser, prepare, save_weights, table
 from recipes.tiny_shapes.config import SHIFT, TEACHER_STEPS, Sizes
 from recipes.tiny_shapes.data import LatentPool, vocabulary_size
@@ -26,8 +27,8 @@ from recipes.tiny_shapes.textnet import TextEncoder
 from recipes.tiny_shapes.vae_train import load_vae
 
 BATCH = 192  # over all processes
-LEAST = 128  # of one process
-RATES = ((3e-3, 1.5e-3),)  # peak rates of (Muon, AdamW); several are tried first
+LEAST = 96  # of one process
+RATES = ((2e-3, 1e-3),)  # peak rates of (Muon, AdamW); several are tried first
 TRIAL = 200  # steps of each try
 DROP = 0.1
 POOL = 49152
@@ -79,17 +80,22 @@ def train(o: Options) -> dict[str, Any]:
     dit, text = Dit(s).to(device).compiled(o.compile), load_text(o.out, s, device)
 
     def optimisers(rates: Rates) -> Optimisers:
-        return Optimisers(*split(dit), muon_lr=rates[0], lr=rates[1])
+        return Optimisers(*split(dit), muon_lr=rates[0], lr=rates[1], keep_grads=True)
 
-    def update(opt: Optimisers, rate: float) -> tuple[Tensor, Tensor, Tensor]:
-        """One step; (loss per clip, times, gradient norm)."""
-        x0, ids = pool.sample(batch)
+    def passes(x0: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Forward and backward; (loss per clip, times)."""
         t = draw_times(batch, device)
         with autocast(device):
             each = flow_loss(dit, text(drop_captions(ids, pool.null, DROP)), x0, t)
-            loss = each.mean()
-        loss.backward()
-        return each.detach(), t, opt.step(rate)
+        each.mean().backward()
+        return each.detach(), t
+
+    both = Captured(passes, Pool(o.compile))
+
+    def update(opt: Optimisers, rate: float) -> tuple[Tensor, Tensor, Tensor]:
+        """One step; (loss per clip, times, gradient norm)."""
+        each, t = both(*pool.sample(batch))
+        return each, t, opt.step(rate)
 
     while pool.size < parallel.per_process(o.pick(FIRST, 8, 1024)):
         pool.grow()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from turbort.errors import TurbortError
-from turbort.io import frames_to_uint8
+from turbort.io import Arriving, frames_to_uint8
 
 
 def test_every_code_is_reachable_and_returns_to_itself():
@@ -46,3 +46,15 @@ def test_values_that_are_not_finite_are_refused(bad):
     video[1, 0, 1, 1] = bad
     with pytest.raises(TurbortError, match="1 of 12 decoded pixels"):
         frames_to_uint8(video)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_same_bytes_and_is_not_waited_for():
+    video = torch.rand(3, 4, 96, 128) * 2 - 1
+    expected = frames_to_uint8(video)
+    there = video.cuda()
+    assert (frames_to_uint8(there) == expected).all()  # the pinned memory is allocated by now, which may wait
+    torch.cuda._sleep(200_000_000)
+    arriving = Arriving(there)
+    assert not arriving._there.query()
+    assert (arriving.frames() == expected).all()

@@ -1,8 +1,8 @@
 """Writing results: videos as mp4, gif, PNG frames or npy, and text files, each whole or not at all.
 
-with open_writer("out.mp4", 832, 480, fps=16) as video:
+with Background(open_writer("out.mp4", 832, 480, fps=16)) as video:
     for chunk in decoder:
-        video.write(frames_to_uint8(chunk))
+        video.put(chunk)
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 
 from turbort.errors import unknown
 from turbort.io.atomic import atomic_bytes, atomic_text, resolve_target
+from turbort.io.background import Background
 from turbort.io.encoded import GifWriter, Mp4Writer
-from turbort.io.frames import frames_to_uint8
+from turbort.io.frames import Arriving, frames_to_uint8
 from turbort.io.npy import NpyWriter
 from turbort.io.png import PngWriter
 from turbort.io.writer import VideoWriter
@@ -22,6 +23,8 @@ FORMATS: Mapping[str, type[VideoWriter]] = {".mp4": Mp4Writer, ".gif": GifWriter
 
 __all__ = [
     "FORMATS",
+    "Arriving",
+    "Background",
     "VideoWriter",
     "atomic_bytes",
     "atomic_text",

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 # FFmpeg's numbers for colour matrices, primaries and transfer curves (ITU-T H.273).
 BT709, BT601, SRGB = 1, 6, 13
 # x264 makes other bytes with another number of threads, so the number must not follow the machine.
-X264 = {"crf": "16", "preset": "medium", "threads": "4"}
+# Preset and CRF: docs/adr/0015-video-is-written-behind-the-decoder.md, measured by benchmarks/encoder.py.
+X264 = {"crf": "13", "preset": "veryfast", "threads": "4"}
 
 
 class _Pipe:
@@ -107,7 +108,7 @@ class EncodedWriter(VideoWriter):
 
 
 class Mp4Writer(EncodedWriter):
-    """H.264 in mp4, 4:2:0, CRF 16. `metadata` keys `title` and `comment` are kept in the file."""
+    """H.264 in mp4, 4:2:0, CRF 13. `metadata` keys `title` and `comment` are kept in the file."""
 
     format = "mp4"
     codec = "libx264"
@@ -125,23 +126,30 @@ class Mp4Writer(EncodedWriter):
         stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
         context = stream.codec_context
         context.time_base = 1 / self.fps
-        # Players that ignore the tag assume BT.601 for small pictures and BT.709 for HD, so both readings agree.
-        context.colorspace = self._matrix
+        context.colorspace = matrix_of(self.height)
         context.color_primaries, context.color_trc, context.color_range = BT709, SRGB, 1
         return stream
 
-    @property
-    def _matrix(self) -> int:
-        return BT709 if self.height >= 720 else BT601
-
     def _prepared(self, frame: Any) -> Iterable[Any]:
-        # Bilinear chroma is what a decoder undoes; the default (bicubic) overshoots at the edges of flat colours. One thread:
-        # one run in thousands came out with other bytes, and automatic threads were the one thing here that may differ.
-        converted = frame.reformat(
-            format="yuv420p", dst_colorspace=self._matrix, dst_color_range=1, interpolation="BILINEAR", threads=1
-        )
+        converted = to_yuv420p(frame, self.height)
         converted.pts, converted.time_base = frame.pts, frame.time_base
         return (converted,)
+
+
+def to_yuv420p(frame: Any, height: int) -> Any:
+    """An RGB frame as 4:2:0 in video range, with the matrix that players assume for pictures of this height.
+
+    Bilinear chroma is what a decoder undoes; the default (bicubic) overshoots at the edges of flat colours. One thread:
+    one run in thousands came out with other bytes, and automatic threads were the one thing here that may differ.
+    """
+    return frame.reformat(
+        format="yuv420p", dst_colorspace=matrix_of(height), dst_color_range=1, interpolation="BILINEAR", threads=1
+    )
+
+
+def matrix_of(height: int) -> int:
+    """BT.709 for HD and BT.601 below: players that ignore the file's tag assume these."""
+    return BT709 if height >= 720 else BT601
 
 
 class GifWriter(EncodedWriter):

@@ -101,7 +101,7 @@ class WanVae(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels of a whole clip of normalised latents; not clamped, so that a loss sees every error."""
-        return self._decode(latents, None)
+        return self._decode(self.denormalize(latents), None)
 
     def encode_stream(self, video: Tensor) -> Iterator[Tensor]:
         """Normalised latents, one frame at a time: the first video frame, then every four."""
@@ -119,7 +119,11 @@ class WanVae(nn.Module):
         `latents` is [B, z, T, h, w], or an iterable of such chunks as they become available.
         """
         stream = Stream()
-        parts = torch.split(latents, chunk, dim=2) if isinstance(latents, Tensor) else latents
+        if isinstance(latents, Tensor):
+            # At once: the channels' statistics come from the host, and a device would be waited for at every chunk.
+            parts: Iterable[Tensor] = torch.split(self.denormalize(latents), chunk, dim=2)
+        else:
+            parts = map(self.denormalize, latents)
         for part in parts:
             yield self._decode(part, stream).clamp(-1.0, 1.0)
             stream.first = False
@@ -146,7 +150,8 @@ class WanVae(nn.Module):
         return latents * std + mean
 
     def _decode(self, latents: Tensor, stream: Stream | None) -> Tensor:
-        return self.unfold(self.decoder(self.conv2(self.denormalize(latents)), stream))
+        """Pixels of latents that are not normalised."""
+        return self.unfold(self.decoder(self.conv2(latents), stream))
 
     def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean = self.config.mean or (0.0,) * self.config.z_dim

@@ -33,7 +33,7 @@ _LINEAR8: Mapping[int, Mapping[str, Config]] = {
     86: {"wide": _c(128, 128, 64, 3, 8), "mid": _c(64, 128, 64, 3, 4), "tiny": _c(16, 64, 128, 4, 4)},
     89: {"wide": _c(128, 128, 64, 4, 8), "mid": _c(64, 128, 64, 4, 4), "tiny": _c(16, 64, 128, 4, 4)},
     90: {
-        "wide": _c(128, 256, 128, 4, 8, tma=True, halves=True),
+        "wide": _c(128, 256, 128, 4, 8, tma=True, halves=True, flatten=True),
         "mid": _c(64, 128, 128, 4, 4, tma=True),
         "tiny": _c(64, 64, 128, 4, 4, tma=True),
     },
@@ -86,19 +86,79 @@ _ATTENTION: Mapping[int, Mapping[str, Config]] = {
     80: {"dense": _a(128, 64, 3, 8), "sparse": _a(0, 0, 3, 4)},
     86: {"dense": _a(128, 64, 2, 8), "sparse": _a(0, 0, 2, 4)},
     89: {"dense": _a(128, 64, 2, 8), "sparse": _a(0, 0, 2, 4)},
-    90: {"dense": _a(128, 128, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4, tma=True)},
+    90: {
+        # Two programs of one warpgroup each on a multiprocessor: one's products run during the other's softmax.
+        "dense-int8-fp8": _a(64, 128, 2, 4, tma=True),
+        "dense": _a(128, 128, 3, 8, tma=True),
+        "sparse": _a(0, 0, 2, 4, tma=True),
+    },
     100: {"dense": _a(128, 128, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4, tma=True)},
     120: {"dense": _a(128, 64, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4)},
 }
 
 # Blocks of k and v are staged through shared memory: 40 KiB a stage in 16 bits, too much for two on the 99 KiB cards.
 _PREPARE: Mapping[int, Mapping[str, Config]] = {
-    0: {"wide": {"stages": 1, "warps": 4}},
-    80: {"wide": {"stages": 3, "warps": 8}},
-    86: {"wide": {"stages": 1, "warps": 8}},
-    90: {"wide": {"stages": 1, "warps": 8}},
-    120: {"wide": {"stages": 1, "warps": 8}},
+    0: {"wide": {"stages": 1, "warps": 4, "per_sm": 1}},
+    80: {"wide": {"stages": 3, "warps": 8, "per_sm": 1}},
+    86: {"wide": {"stages": 1, "warps": 8, "per_sm": 1}},
+    90: {"wide": {"stages": 2, "warps": 8, "per_sm": 1}},
+    120: {"wide": {"stages": 1, "warps": 8, "per_sm": 1}},
 }
+
+
+def conv_class(outputs: int) -> str:
+    """Classes of convolutions by their outputs: `narrow` (an image), `o96`, `o192`, `wide`."""
+    if outputs <= 16:
+        return "narrow"
+    if outputs <= 64:
+        return "wide"
+    return "o96" if outputs <= 96 else "o192" if 128 < outputs <= 192 else "wide"
+
+
+def _v(bh: int, bw: int, k: int, n1: int, n2: int, stages: int, warps: int, **more: Any) -> Config:
+    return {"BH": bh, "BW": bw, "K": k, "N1": n1, "N2": n2, "stages": stages, "warps": warps, **more}
+
+
+# Pixels of a tile (BH x BW), inputs of a step, outputs of a tile (N1 + N2); `group`, `swap`, `tail`: see `kernels.conv3d`.
+_CONV3D: Mapping[int, Mapping[str, Config]] = {
+    0: {"o96": _v(8, 8, 64, 64, 32, 1, 4), "wide": _v(8, 8, 64, 128, 0, 1, 4)},
+    80: {
+        "narrow": _v(8, 16, 64, 16, 0, 3, 4),
+        "o96": _v(8, 16, 64, 64, 32, 3, 4),
+        "o192": _v(8, 16, 32, 128, 64, 3, 8),
+        "wide": _v(8, 16, 64, 128, 0, 3, 8),
+    },
+    86: {
+        "narrow": _v(8, 16, 32, 16, 0, 3, 4),
+        "o96": _v(8, 16, 32, 64, 32, 3, 4),
+        "o192": _v(8, 16, 32, 128, 64, 3, 8),
+        "wide": _v(8, 16, 32, 128, 0, 3, 8),
+    },
+    90: {
+        "narrow": _v(16, 16, 32, 16, 0, 6, 4, tma=True, group=4),
+        "o96": _v(16, 16, 32, 128, 0, 6, 8, tma=True, swap=True),
+        "o192": _v(16, 16, 64, 128, 64, 3, 8, tma=True, swap=True),
+        "wide": _v(16, 16, 64, 128, 0, 4, 8, tma=True, swap=True),
+    },
+    120: {
+        "narrow": _v(8, 16, 32, 16, 0, 3, 4, tma=True),
+        "o96": _v(8, 16, 32, 64, 32, 3, 4, tma=True),
+        "o192": _v(8, 16, 32, 128, 64, 3, 8, tma=True),
+        "wide": _v(8, 16, 32, 128, 0, 3, 8, tma=True),
+    },
+}
+
+CONV3D_FROM: Mapping[str, tuple[int, int]] = {}
+"""Where plans take the Triton convolution before cuDNN's: per architecture, to how many outputs and from how many pixels a frame.
+
+To take it for the last stage of a decoder on Hopper: `{"sm_90": (96, 1 << 17)}`; for every stage: `{"sm_90": (384, 1 << 12)}`.
+"""
+
+
+def conv3d_from(arch: str) -> tuple[int, int] | None:
+    """The row of `CONV3D_FROM` for an architecture such as `sm_90`; None: nowhere."""
+    return CONV3D_FROM.get(arch)
+
 
 TABLES: Mapping[str, Mapping[int, Mapping[str, Config]]] = {
     "linear8": _LINEAR8,
@@ -107,6 +167,7 @@ TABLES: Mapping[str, Mapping[int, Mapping[str, Config]]] = {
     "linear_bsq": _BSQ,
     "attention": _ATTENTION,
     "prepare": _PREPARE,
+    "conv3d": _CONV3D,
 }
 
 

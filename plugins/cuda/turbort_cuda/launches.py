@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import triton.language as tl
@@ -21,27 +20,14 @@ from turbort_cuda.kernels import (
     quant,
     rope,
     sla,
-    vae,
 )
+from turbort_cuda.launch_row import INT, A, Launch
+from turbort_cuda.launches_vae import vae_launches
 
-INT, A = "i32", "i32:16"
 BIAS = {"bias": "*bf16", "residual": "*bf16", "gate": "*fp32", "length": INT, "stride_r": A, "stride_gb": A, "stride_gl": A}
 SIZES = {"M": INT, "N": A, "K": A, "stride_x": A}
 FLAGS = {"HAS_BIAS": True, "GELU": False, "RESIDUAL": True, "GATE": 1}
 GELU = {"HAS_BIAS": True, "GELU": True, "RESIDUAL": False, "GATE": 0}
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A kernel with the types and constants of one launch; `mma` names the operand type its products must use."""
-
-    name: str
-    kernel: Any
-    arguments: Mapping[str, str]
-    constants: Mapping[str, Any]
-    warps: int
-    stages: int
-    mma: str | None = None
 
 
 def launches(capability: int) -> Iterator[Launch]:
@@ -58,8 +44,12 @@ def launches(capability: int) -> Iterator[Launch]:
     for mode in ("16-bit", "int8", "int8-fp8") if fp8 else ("16-bit", "int8"):
         yield _attention(f"attention-{mode}", capability, mode, sparse=False)
         yield _attention(f"sla-{mode}", capability, mode, sparse=True)
+        if capability == 90 and mode != "16-bit":
+            yield _gluon(f"attention-gluon-{mode}", capability, mode, sparse=False)
+            yield _gluon(f"sla-gluon-{mode}", capability, mode, sparse=True)
     yield from _prepare(capability, fp8)
     yield from _passes(fp8)
+    yield from vae_launches(capability)
 
 
 def _linear8(name: str, capability: int, kind: str, flags: Mapping[str, Any]) -> Launch:
@@ -185,6 +175,21 @@ def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch
     return Launch(name, attention.attention_kernel, arguments, constants, c["warps"], c["stages"], "s8" if int8 else "bf16")
 
 
+def _gluon(name: str, capability: int, mode: str, *, sparse: bool) -> Launch:
+    from turbort_cuda.kernels import attention_hopper
+
+    plain = _attention(name, capability, mode, sparse=sparse)
+    fp8 = mode == "int8-fp8"
+    keys, values = attention_hopper.layouts(fp8)
+    descriptors = {
+        "k": f"tensordesc<i8[128, 128],{keys!r}>",
+        "v": f"tensordesc<{'fp8e4nv' if fp8 else 'bf16'}[128, 128],{values!r}>",
+    }
+    arguments = {key: kind for key, kind in plain.arguments.items() if not key.startswith(("stride_k", "stride_v"))}
+    constants = {"M": 64, "N": 128, "D": 128, "FP8": fp8, "SPARSE": sparse, "LINEAR": sparse, "FLOOR": 1e-8}
+    return Launch(name, attention_hopper.hopper_attention_kernel, arguments | descriptors, constants, 4, 2, "s8")
+
+
 def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
     strides = {f"stride_{t}{axis}": A for t in "xv" for axis in "blh"}
     yield Launch(
@@ -235,8 +240,8 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
         "sla-choose",
         sla.choose_kernel,
         {"scores": "*fp32", "lut": "*i32", "BLOCKS": INT, "CHOSEN": INT},
-        {"WIDTH": 256, "STEP": sla.COMPARED},
-        4,
+        {"WIDTH": 256},
+        1,
         3,
     )
 
@@ -319,14 +324,6 @@ def _passes(fp8: bool) -> Iterator[Launch]:
         patch.patchify_kernel,
         {"x": "*bf16", "out": "*bf16", **dict.fromkeys(("C", "L", "t", "h", "w"), INT), **{f"stride_{a}": A for a in "bcthw"}},
         {"PT": 1, "PH": 2, "PW": 2, "WIDTH": 64, "ROWS": 32},
-        4,
-        3,
-    )
-    yield Launch(
-        "vae-norm-silu",
-        vae.norm_silu_kernel,
-        {"x": "*bf16", "gamma": "*bf16", "out": "*bf16", "M": INT, "C": A, "root": "fp32", "eps": "fp32"},
-        {"WIDTH": 128, "ROWS": 32},
         4,
         3,
     )

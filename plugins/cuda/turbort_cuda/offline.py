@@ -20,7 +20,8 @@ from triton.compiler import ASTSource
 
 from turbort.errors import unknown
 from turbort_cuda.arch import ARCHS
-from turbort_cuda.launches import Launch, launches
+from turbort_cuda.launch_row import Launch
+from turbort_cuda.launches import launches
 
 GENERATIONS = (80, 86, 89, 90, 100, 120)
 RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -65,7 +66,7 @@ def compile_for(
     assert not missing, f"{kernel.__name__} is given nothing for {missing}"
     aligned = [name for name, kind in arguments.items() if kind.startswith("*") or kind.endswith(":16")]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    source = ASTSource(
+    source = (_gluon_source() if hasattr(kernel, "is_gluon") and kernel.is_gluon() else ASTSource)(
         fn=kernel,
         signature=signature,
         constexprs={(names.index(name),): value for name, value in constants.items()},
@@ -77,6 +78,12 @@ def compile_for(
     if amd:
         return Built(built.asm["amdgcn"], built.metadata.shared)
     return Built(built.asm["ptx"], built.metadata.shared, *_resources(built.asm["cubin"]), _notes(built.asm["ptx"], capability))
+
+
+def _gluon_source() -> Any:
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    return GluonASTSource
 
 
 def fault(launch: Launch, capability: int, built: Built) -> str | None:

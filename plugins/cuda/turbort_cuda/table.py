@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from turbort.backend import Device
 from turbort.kernel import Call, Kernel, Rejects, TensorSpec
 from turbort.reference import reference_kernels
+from turbort_cuda.configs import conv3d_from
 
 K = "turbort_cuda.kernels."
 CUDA = frozenset({"cuda"})
@@ -85,8 +86,11 @@ def _rows() -> Iterator[Kernel]:
 
 
 def _video() -> Iterable[Kernel]:
+    # `triton-any` is `triton` at every size: checked and timed, and there for plans that name it.
     return (
         Kernel("vae_norm_silu", "triton", K + "vae:vae_norm_silu", FLOATS, _video_axes, TRITON, 20, layout=INNER),
+        Kernel("causal_conv3d", "triton", K + "conv3d:causal_conv3d", HALF, _conv_preferred, TRITON, 30, layout=INNER),
+        Kernel("causal_conv3d", "triton-any", K + "conv3d:causal_conv3d", HALF, _conv, TRITON, -110, layout=INNER),
         Kernel("causal_conv3d", "cudnn", K + "vae:causal_conv3d", HALF, _video_axes, CUDA, 20, layout=INNER),
         Kernel("vae_upsample", "cudnn", K + "vae:vae_upsample", HALF, _video_axes, CUDA, 20, layout=INNER),
     )
@@ -142,3 +146,26 @@ def _video_axes(call: Call, device: Device) -> str | None:
     if isinstance(x, TensorSpec) and len(x.shape) != 5:
         return f"takes [B, C, T, H, W], x has {len(x.shape)} axes"
     return None
+
+
+def _conv(call: Call, device: Device) -> str | None:
+    """Refuse what is not a 3x3x3 convolution with stride and padding 1."""
+    weight, stride, padding = call["weight"], call["stride"], call["padding"]
+    if isinstance(weight, TensorSpec) and tuple(weight.shape[2:]) != (3, 3, 3):
+        return f"takes kernels of 3x3x3, not {'x'.join(map(str, weight.shape[2:]))}"
+    if tuple(stride or (1, 1, 1)) != (1, 1, 1) or tuple(padding or (0, 0, 0)) != (1, 1, 1):
+        return f"takes stride 1 and padding 1, not {stride} and {padding}"
+    return _video_axes(call, device)
+
+
+def _conv_preferred(call: Call, device: Device) -> str | None:
+    """Refuse what cuDNN does as fast, by `configs.CONV3D_FROM`."""
+    x, weight = call["x"], call["weight"]
+    wins = conv3d_from(device.arch)
+    if wins is None:
+        return f"is not known to be faster than cuDNN on {device.arch}"
+    if isinstance(x, TensorSpec) and isinstance(weight, TensorSpec) and len(x.shape) == len(weight.shape) == 5:
+        outputs, size = weight.shape[0], x.shape[3] * x.shape[4]
+        if outputs > wins[0] or size < wins[1]:
+            return f"is faster than cuDNN from {wins[1]} pixels and to {wins[0]} outputs, not at {size} and {outputs}"
+    return _conv(call, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from turbort.backend import Device
 from turbort.ops.block_map import chosen_blocks
 from turbort.plan import Plan
 from turbort_cuda import variants
-from turbort_cuda.configs import row, shape_class
+from turbort_cuda.configs import conv_class, row, shape_class
 from turbort_cuda.launch import capability
 from turbort_cuda.tuning import save as keep
 
@@ -23,8 +23,8 @@ REPEATS = 12
 SHARE = 0.1
 """Share of key blocks that sparse attention keeps while it is measured."""
 
-SHIPPED = {"linear8": "wide"}
-"""The shape class under which a kernel's configuration ships, where it is not the contest's key."""
+Convolution = tuple[int, int, int, int, int]
+"""Inputs, outputs, frames, rows, columns."""
 
 Clock = Callable[[Callable[[], Any]], float]
 """Milliseconds of a call."""
@@ -32,13 +32,17 @@ Clock = Callable[[Callable[[], Any]], float]
 
 @dataclass(frozen=True)
 class Contest:
-    """One kernel at one size of `flop` operations; `call` runs a configuration, and the best is kept under `kernel` and `key`."""
+    """One kernel at one size of `flop` operations; `call` runs a configuration, and the best is kept under `kernel` and `key`.
+
+    `shape` is the class under which its configuration ships, where that is not the key.
+    """
 
     kernel: str
     key: str
     flop: float
     configs: tuple[variants.Config, ...]
     call: Callable[[variants.Config], Any] = field(repr=False)
+    shape: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ def tune_plan(plan: Plan, device: Device) -> Iterator[dict[str, Any]]:
     """Tune what a plan runs through the kernels of `turbort_cuda.variants`, and keep the winners for this card."""
     sizes: set[tuple[int, int, int]] = set()
     attention: set[tuple[int, int, int]] = set()
+    convolutions: set[Convolution] = set()
     for choice in plan:
         shapes = [tuple(map(int, text.split("x"))) for text in choice.shapes if text != "scalar"]
         if choice.kernel == "cuda/triton-int8" and choice.op == "linear":
@@ -62,8 +67,11 @@ def tune_plan(plan: Plan, device: Device) -> Iterator[dict[str, Any]]:
             sizes |= {(rows, *weight)} if shape_class(rows) == "wide" and len(weight) == 2 else set()
         elif choice.role == "attn.self" and choice.kernel.startswith("cuda/triton-int8"):
             attention.add(shapes[0][1:4])  # type: ignore[arg-type]
-    for contest in contests(sizes, attention, torch.device(device.torch_name)):
-        shipped = row(contest.kernel, capability(torch.device(device.torch_name)), SHIPPED.get(contest.kernel, contest.key))
+        elif choice.op == "causal_conv3d" and choice.kernel.startswith("cuda/triton"):
+            (_, inputs, frames, height, width), outputs = shapes[0], shapes[1][0]
+            convolutions.add((inputs, outputs, frames, height, width))
+    for contest in contests(sizes, attention, torch.device(device.torch_name), convolutions):
+        shipped = row(contest.kernel, capability(torch.device(device.torch_name)), contest.shape or contest.key)
         trials = list(run(contest, arch=device.arch))
         if not trials or trials[-1].ms is None:
             continue
@@ -80,8 +88,13 @@ def tune_plan(plan: Plan, device: Device) -> Iterator[dict[str, Any]]:
         }
 
 
-def contests(sizes: set[tuple[int, int, int]], attention: set[tuple[int, int, int]], device: torch.device) -> Iterator[Contest]:
-    """Contests for linears (rows, outputs, inputs) and self-attention (tokens, heads, width of a head), random values."""
+def contests(
+    sizes: set[tuple[int, int, int]],
+    attention: set[tuple[int, int, int]],
+    device: torch.device,
+    convolutions: Collection[Convolution] = (),
+) -> Iterator[Contest]:
+    """Contests for linears (rows, outputs, inputs), self-attention (tokens, heads, width of a head) and convolutions."""
     from turbort_cuda.kernels import linear8, quant
     from turbort_cuda.kernels.attention import attention as dense
     from turbort_cuda.kernels.sla import sla_attention
@@ -93,7 +106,7 @@ def contests(sizes: set[tuple[int, int, int]], attention: set[tuple[int, int, in
         def linear(config: variants.Config, x: Any = x, weight: Any = weight) -> Any:
             return linear8.linear(x, weight, config=config)
 
-        yield Contest("linear8", f"{n}x{k}", 2.0 * m * n * k, tuple(variants.linears()), linear)
+        yield Contest("linear8", f"{n}x{k}", 2.0 * m * n * k, tuple(variants.linears()), linear, "wide")
     for tokens, heads, width in sorted(attention):
         q, k_, v = (torch.randn(1, tokens, heads, width, device=device).to(torch.bfloat16) for _ in range(3))
         proj = (torch.randn(width, width, device=device) * width**-0.5).to(torch.bfloat16)
@@ -110,7 +123,25 @@ def contests(sizes: set[tuple[int, int, int]], attention: set[tuple[int, int, in
             def sparse(config: variants.Config, b: tuple[int, int] = block, given: Any = (q, k_, v, proj, proj[0])) -> Any:
                 return sla_attention(*given, topk=SHARE, block=b, precision="int8-fp8", config=config)
 
-            yield Contest("attention", f"sparse-{block[0]}x{block[1]}", product * kept, tuple(variants.sparse()), sparse)
+            yield Contest("attention", f"sparse-{block[0]}x{block[1]}", product * kept, tuple(variants.sparse(block)), sparse)
+    for inputs, outputs, frames, height, width in sorted(convolutions):
+        yield convolution((inputs, outputs, frames, height, width), device)
+
+
+def convolution(size: Convolution, device: torch.device) -> Contest:
+    """A contest for one 3x3x3 convolution, its past included; the input is made once and has no room in front of it."""
+    from turbort_cuda.kernels import conv3d
+
+    inputs, outputs, frames, height, width = size
+    seen = torch.randn(1, frames + 2, height, width, inputs, device=device).to(torch.bfloat16)
+    weight = (torch.randn(outputs, inputs, 3, 3, 3, device=device) * (27 * inputs) ** -0.5).to(torch.bfloat16)
+    bias = torch.randn(outputs, device=device).to(torch.bfloat16)
+
+    def convolve(config: variants.Config) -> Any:
+        return conv3d.convolved(seen, weight, bias, config)
+
+    flop = 2.0 * 27 * inputs * outputs * frames * height * width
+    return Contest("conv3d", f"{inputs}x{outputs}", flop, tuple(variants.convolutions(outputs)), convolve, conv_class(outputs))
 
 
 def run(contest: Contest, *, arch: str | None = None, clock: Clock | None = None) -> Iterator[Trial]:

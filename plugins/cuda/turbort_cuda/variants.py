@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from turbort_cuda.configs import conv_class
+
 Config = dict[str, Any]
 BLOCKS = ((64, 128), (128, 128), (128, 64))
 """Geometries of the block map; the first is the default, by which seeds agree between GPUs."""
+GLUON = (64, 128)
+"""The geometry that `turbort_cuda.kernels.attention_hopper` has."""
 
 
 def label(config: Config) -> str:
@@ -42,12 +46,65 @@ def dense() -> Iterator[Config]:
         (128, 64, 3, 8, True, True),
         (128, 128, 2, 8, True, True),
         (64, 128, 2, 4, True, False),
+        (64, 128, 3, 4, True, False),
+        (64, 64, 3, 4, True, False),
         (64, 64, 3, 4, True, True),
     ):
         yield dict(zip(keys, row, strict=True))
+    one = {"BLOCK_M": 64, "BLOCK_N": 128, "stages": 2, "warps": 4, "tma": True, "ahead": False}
+    yield {**one, "maxnreg": 168}  # three programs on a multiprocessor instead of two
+    yield {**one, "gluon": True}
 
 
-def sparse() -> Iterator[Config]:
+def sparse(block: tuple[int, int]) -> Iterator[Config]:
     """The same for block-sparse attention, whose tiles are the geometry of the block map."""
     for stages, warps, ahead in ((2, 4, False), (3, 4, False), (2, 4, True), (2, 8, False)):
         yield {"stages": stages, "warps": warps, "tma": True, "ahead": ahead}
+    yield {"stages": 2, "warps": 4, "tma": True, "ahead": False, "maxnreg": 168}
+    if block == GLUON:
+        yield {"stages": 2, "warps": 4, "tma": True, "ahead": False, "gluon": True}
+
+
+def convolutions(outputs: int) -> Iterator[Config]:
+    """Tiles of a 3x3x3 convolution by its outputs; see `kernels.conv3d` for `swap`, `group` and `tail`."""
+    keys = ("BH", "BW", "K", "N1", "N2", "stages", "warps")
+    for row, more in _CONVOLUTIONS[conv_class(outputs)]:
+        yield {**dict(zip(keys, row, strict=True)), "tma": True, **more}
+
+
+_SWAP, _PAIR, _FLAT = {"swap": True}, {"group": 2}, {"swap": True, "flatten": True}
+_CONVOLUTIONS: dict[str, tuple[tuple[tuple[int, ...], Config], ...]] = {
+    "o96": (
+        ((16, 16, 32, 128, 0, 6, 8), _SWAP),
+        ((16, 16, 32, 128, 0, 6, 8), _FLAT),
+        ((16, 16, 32, 128, 0, 4, 8), _SWAP),
+        ((8, 32, 32, 128, 0, 6, 8), _SWAP),
+        ((4, 64, 32, 128, 0, 6, 8), _SWAP),
+        ((16, 16, 64, 128, 0, 3, 8), {**_SWAP, "tail": True}),
+        ((16, 16, 32, 128, 64, 5, 8), {**_SWAP, **_PAIR}),
+        ((8, 16, 32, 128, 0, 5, 4), _SWAP),
+        ((8, 16, 32, 128, 0, 5, 4), {**_FLAT, "per_sm": 2}),
+        ((16, 16, 32, 64, 32, 6, 8), {}),
+        ((8, 16, 32, 64, 32, 5, 4), {}),
+        ((8, 16, 32, 128, 64, 6, 8), _PAIR),
+    ),
+    "o192": (
+        ((16, 16, 64, 128, 64, 3, 8), _SWAP),
+        ((16, 16, 32, 128, 64, 6, 8), _SWAP),
+        ((16, 16, 64, 128, 0, 4, 8), _FLAT),
+        ((8, 16, 64, 128, 64, 4, 8), {}),
+    ),
+    "wide": (
+        ((16, 16, 64, 128, 0, 4, 8), _SWAP),
+        ((16, 16, 64, 128, 0, 4, 8), _FLAT),
+        ((8, 32, 64, 128, 0, 4, 8), _SWAP),
+        ((8, 16, 64, 256, 0, 4, 8), {}),
+    ),
+    "narrow": (
+        ((16, 16, 32, 16, 0, 6, 4), {"group": 4}),
+        ((16, 16, 32, 16, 0, 6, 8), {"group": 4}),
+        ((16, 16, 64, 16, 0, 3, 8), {"group": 4, "tail": True}),
+        ((16, 16, 32, 16, 0, 6, 4), {}),
+    ),
+}
+"""What may win on Hopper, the shipped configuration first."""

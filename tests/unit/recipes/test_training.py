@@ -94,3 +94,11 @@ def test_the_recipe_rounds_as_the_runtimes_fake_ops_do(precision):
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(9, 200, generator=generator), torch.randn(24, 200, generator=generator)
     assert torch.equal(fakequant.linear(x, weight, None, precision), fake_linear(x, weight, precision=precision))
+
+
+def test_every_mode_reaches_the_arithmetic():
+    net = randomise(nets.Dit(S, sla=True))
+    modes = [nets.Mode(topk=1.0, int8=i, linear=p) for i, p in ((False, None), (True, None), (True, "w8a8"), (True, "w4a8"))]
+    with torch.no_grad():
+        exact, int8, w8a8, w4a8 = (net(*inputs(), mode) for mode in modes)
+    assert 0 < relative(int8, exact) < relative(w8a8, exact) < relative(w4a8, exact) < 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 pytest.importorskip("triton", reason="triton is not installed; `pip install triton` compiles without a GPU")
@@ -34,6 +36,14 @@ HOT = (
     "attention-int8-fp8",
     "sla-int8",
     "sla-int8-fp8",
+    "attention-gluon-int8",
+    "attention-gluon-int8-fp8",
+    "sla-gluon-int8",
+    "sla-gluon-int8-fp8",
+    "conv3d-96-96",
+    "conv3d-192-192",
+    "conv3d-384-384",
+    "conv3d-96-3",
 )
 
 
@@ -44,6 +54,20 @@ def test_hopper_products_stay_asynchronous(name: str) -> None:
     if built.notes is None:
         pytest.skip("this Triton wheel carries no ptxas")
     assert "serialized" not in built.notes, built.notes
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(96, 96), (192, 192), (384, 384), (96, 3)])
+def test_hopper_convolutions_keep_their_sums_in_registers(inputs: int, outputs: int) -> None:
+    """Tiles go from memory to shared memory to the tensor cores: by TMA, one product in flight while the next tile comes."""
+    built = build(next(row for row in launches(90) if row.name == f"conv3d-{inputs}-{outputs}"), 90)
+    assert "cp.async.bulk.tensor.4d" in built.text
+    loop = built.text[built.text.index("Inner Loop Header") :]
+    waits = re.search(r"wgmma\.wait_group\S*\s+(\d+)", loop)
+    assert waits is not None
+    assert int(waits[1]) > 0
+    if built.stack is None:
+        pytest.skip("this Triton wheel carries no cuobjdump")
+    assert built.stack == 0
 
 
 @pytest.mark.parametrize("name", ["linear-int8", "attention-int8", "norm-none", "rope"])

@@ -163,6 +163,25 @@ def test_plan_for_an_h200(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["causal_conv3d", "vae"] == {"cuda/cudnn"}
 
 
+def test_the_triton_convolution_is_taken_where_data_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from turbort_cuda import configs
+
+    monkeypatch.setattr(configs, "CONV3D_FROM", {"sm_90": (96, 1 << 17)})
+    rows = _plan(monkeypatch, card(90, "NVIDIA H200"), "wan2.1-t2v-1.3b", "h200")
+    assert rows["causal_conv3d", "vae"] == {"cuda/cudnn", "cuda/triton"}
+
+    def refusal(device: Device, outputs: int = 96, width: int = 832, kernel: int = 3) -> str | None:
+        x, weight = TensorSpec((1, 96, 4, 480, width), "bfloat16"), TensorSpec((outputs, 96, 3, kernel, kernel), "bfloat16")
+        given = {"x": x, "weight": weight, "stride": (1, 1, 1), "padding": (1, kernel // 2, kernel // 2)}
+        return _refusal("causal_conv3d", "triton", "bf16", device, **given)
+
+    assert refusal(card(90)) is None
+    assert "not at 3840 and 96" in str(refusal(card(90), width=8))
+    assert "not at 399360 and 192" in str(refusal(card(90), outputs=192))
+    assert "3x1x1" in str(refusal(card(90), kernel=1))
+    assert "sm_86" in str(refusal(card(86)))
+
+
 def test_plan_for_a_3090(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = _plan(monkeypatch, card(86, "NVIDIA GeForce RTX 3090", 24 << 30), "tiny", "rtx3090")
     assert rows["sla_attention", "attn.self"] == {"cuda/triton-int8"}

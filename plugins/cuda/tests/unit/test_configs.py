@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from turbort_cuda import tune, tuning, variants
 from turbort_cuda.arch import ARCHS
-from turbort_cuda.configs import TABLES, row, shape_class
+from turbort_cuda.configs import TABLES, conv_class, row, shape_class
 from turbort_cuda.trace import kind_of
 
 
@@ -20,6 +20,15 @@ def test_every_card_and_size_has_a_configuration(kernel: str, capability: int, r
     assert found["BLOCK_M"] in (16, 64, 128, 256)
     assert found["stages"] >= 1
     assert found["warps"] in (4, 8, 16)
+
+
+@pytest.mark.parametrize("capability", [0, *ARCHS])
+@pytest.mark.parametrize("outputs", [3, 64, 96, 192, 384])
+def test_every_convolution_has_a_configuration(capability: int, outputs: int) -> None:
+    """Widths of tiles are powers of two, and a group of frames fits into one tile of outputs."""
+    found = row("conv3d", capability, conv_class(outputs))
+    assert all(found[key] & (found[key] - 1) == 0 for key in ("BH", "BW", "K", "N1", "N2"))
+    assert found.get("group", 1) == 1 or found["group"] * outputs <= found["N1"] + found["N2"]
 
 
 def test_descriptors_only_where_the_card_has_them() -> None:
@@ -74,13 +83,19 @@ def test_the_fastest_configuration_that_runs_is_kept(tuning_file: Path) -> None:
     assert [trial.ms for trial in trials] == [3.0, None, 2.0, 2.0]
     assert trials[1].problem == "RuntimeError: out of resource: shared memory"
     assert tuning.pick("attention", 90, "dense-int8")["stages"] == 2
-    assert tuning.pick("attention", 90, "dense-int8-fp8") == row("attention", 90, "dense")
+    assert tuning.pick("attention", 90, "dense-int8-fp8") == row("attention", 90, "dense-int8-fp8")
 
 
 def test_every_variant_is_known_to_its_kernel() -> None:
-    for table, rows in (("linear8", variants.linears()), ("attention", variants.dense()), ("attention", variants.sparse())):
-        known = {*row(table, 90, "wide" if table == "linear8" else "dense"), "ahead", "flatten", "per_sm"}
+    attention = [*variants.dense(), *(config for block in variants.BLOCKS for config in variants.sparse(block))]
+    for table, rows in (("linear8", variants.linears()), ("attention", attention)):
+        known = {*row(table, 90, "wide" if table == "linear8" else "dense"), "ahead", "flatten", "per_sm", "maxnreg", "gluon"}
         assert all(set(config) <= known for config in rows)
+    known = {*row("conv3d", 90, "o96"), "group", "tail", "flatten", "per_sm"}
+    for outputs in (3, 96, 192, 384):
+        rows = list(variants.convolutions(outputs))
+        assert all(set(config) <= known for config in rows)
+        assert rows[0] == row("conv3d", 90, conv_class(outputs))
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -65,12 +65,22 @@ class Live(TorchDispatchMode):
         self.most = max(self.most, self.now)
 
 
+def _inner_conv3d(
+    x: torch.Tensor, weight: torch.Tensor, bias: object, stride: Sequence[int], padding: Sequence[int]
+) -> torch.Tensor:
+    """Channels innermost, as cuDNN answers; on meta torch answers with rows, which the next norm would copy."""
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, strict=True)
+    shape = [x.shape[0], weight.shape[0], *((size + 2 * pad - kernel) // step + 1 for size, kernel, step, pad in sizes)]
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+
+
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     """Kernels that launch nothing, with torch's fused attention, which on meta would spell out its scores."""
     monkeypatch.setattr("triton.runtime.jit.JITFunction.run", lambda self, *args, **kwargs: None)
     monkeypatch.setattr("turbort_cuda.kernels.kv.multiprocessors", lambda device: 132)
     monkeypatch.setattr("turbort_cuda.kernels.sdpa.attention", lambda q, k, v: torch.empty_like(q))
+    monkeypatch.setattr("torch.nn.functional.conv3d", _inner_conv3d)
     with torch.inference_mode(), Live() as counted:
         yield counted
 

@@ -191,6 +191,10 @@ def launch(
     """Run the kernel on [B, L, H, d] tensors whose last axis is contiguous; returns q's shape and dtype."""
     batch, lq, heads, d = q.shape
     rows, cols = config["BLOCK_M"], config["BLOCK_N"]
+    hopper = _hopper() if config.get("gluon") else None
+    if hopper is not None and hopper.suits(v, ready, rows):
+        made: Tensor = hopper.launch(q, v, ready, lut=lut, proj=proj, proj_bias=proj_bias)
+        return made
     out = torch.empty((batch, lq, heads, d), dtype=q.dtype, device=q.device)
     int8, fp8 = ready.codes is not None, ready.v_codes is not None
     keys: Any = k if ready.codes is None else ready.codes
@@ -208,8 +212,18 @@ def launch(
             1.4426950408889634 * d**-0.5, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             rows, cols, d, int8, fp8, tma, lut is not None, ready.state is not None, config["stages"],
             bool(config.get("ahead")) and int8, num_warps=config["warps"], num_stages=config["stages"],
+            **({"maxnreg": config["maxnreg"]} if "maxnreg" in config else {}),
         )  # fmt: skip
     return out
+
+
+def _hopper() -> Any | None:
+    """The kernel in Gluon, or None where this Triton does not have the parts of Gluon that it needs."""
+    try:
+        from turbort_cuda.kernels import attention_hopper
+    except (ImportError, AttributeError):
+        return None
+    return attention_hopper
 
 
 def inner_contiguous(x: Tensor) -> Tensor:

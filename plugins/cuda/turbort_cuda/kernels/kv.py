@@ -262,8 +262,9 @@ def prepare(
         return Prepared(blocks, rows)
     sums, tops = block_sums(k, rows, v if fp8 else None)
     mean, v_scales, pooled = finish_sums(sums, tops, length, rows, pool=linear)
+    chosen = config or pick("prepare", capability(device), "wide")
     # As many chunks as fill the card once: a program keeps a whole state in registers.
-    chunks = max(1, min(blocks, multiprocessors(device) // bh)) if linear else blocks
+    chunks = max(1, min(blocks, chosen["per_sm"] * multiprocessors(device) // bh)) if linear else blocks
     per_chunk = triton.cdiv(blocks, chunks)
     chunks = triton.cdiv(blocks, per_chunk)
     codes = torch.empty((bh, blocks * rows, d), dtype=torch.int8, device=device) if int8 else None
@@ -272,7 +273,6 @@ def prepare(
     partial = torch.empty((bh, chunks, d, d), dtype=torch.float32, device=device) if linear else None
     partial_totals = torch.empty((bh, chunks, d), dtype=torch.float32, device=device) if linear else None
     given = (mean, v_scales, codes, k_scales, v_codes, partial, partial_totals)
-    chosen = config or pick("prepare", capability(device), "wide")
     state = totals = None
     with on(device):
         prepare_kernel[chunks, bh](

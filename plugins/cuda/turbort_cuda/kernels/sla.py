@@ -21,25 +21,30 @@ from turbort_cuda.kernels.kv import block_sums, prepare
 from turbort_cuda.launch import capability, on
 from turbort_cuda.tuning import pick
 
-COMPARED = 16
-"""Scores that every score is compared with at once."""
-
 
 @triton.jit
-def choose_kernel(scores, lut, BLOCKS, CHOSEN, WIDTH: tl.constexpr, STEP: tl.constexpr):
-    """One query block: the CHOSEN best of BLOCKS scores, ties to the lower index, as ascending indices."""
+def choose_kernel(scores, lut, BLOCKS, CHOSEN, WIDTH: tl.constexpr):
+    """One query block: the CHOSEN best of BLOCKS scores, ties to the lower index, as ascending indices.
+
+    The CHOSEN-th best is found bit by bit: a score's bits, the sign's meaning turned round, order as unsigned integers.
+    """
     row = tl.program_id(0).to(tl.int64)
     mine = tl.arange(0, WIDTH)
     real = mine < BLOCKS
-    score = tl.load(scores + row * BLOCKS + mine, mask=real, other=float("-inf"))
-    rank = tl.zeros((WIDTH,), dtype=tl.int32)
-    for start in range(0, BLOCKS, STEP):
-        other = start + tl.arange(0, STEP)
-        theirs = tl.load(scores + row * BLOCKS + other, mask=other < BLOCKS, other=float("-inf"))
-        level = (theirs[None, :] == score[:, None]) & (other[None, :] < mine[:, None])
-        ahead = ((theirs[None, :] > score[:, None]) | level) & (other < BLOCKS)[None, :]
-        rank += tl.sum(ahead.to(tl.int32), axis=1)
-    taken = real & (rank < CHOSEN)
+    score = tl.load(scores + row * BLOCKS + mine, mask=real, other=0.0) + 0.0  # -0 and 0 are equal, and so must their bits be
+    bits = score.to(tl.int32, bitcast=True)
+    order = tl.where(bits < 0, ~bits, bits ^ -2147483648).to(tl.uint32, bitcast=True)
+    order = tl.where(real, order, 0)
+    least = tl.full((), 0, tl.uint32)
+    bit = tl.full((), 0x80000000, tl.uint32)
+    for _ in range(32):
+        trial = least | bit
+        least = tl.where(tl.sum((order >= trial).to(tl.int32), axis=0) >= CHOSEN, trial, least)
+        bit = bit >> 1
+    better = order > least
+    level = real & (order == least)
+    room = CHOSEN - tl.sum(better.to(tl.int32), axis=0)
+    taken = better | (level & (tl.cumsum(level.to(tl.int32), axis=0) <= room))
     place = tl.cumsum(taken.to(tl.int32), axis=0) - 1
     tl.store(lut + row * CHOSEN + place, mine, mask=taken)
 
@@ -51,7 +56,7 @@ def choose(scores: Tensor, count: int) -> Tensor:
     lut = torch.empty((*scores.shape[:-1], count), dtype=torch.int32, device=scores.device)
     width = max(16, triton.next_power_of_2(blocks))
     with on(scores.device):
-        choose_kernel[(flat.shape[0],)](flat, lut, blocks, count, width, COMPARED, num_warps=4)
+        choose_kernel[(flat.shape[0],)](flat, lut, blocks, count, width, num_warps=1 if width <= 256 else 4)
     return lut
 
 

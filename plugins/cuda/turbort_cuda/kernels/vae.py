@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from turbort.ops.conv import Size3, joined_inner
+from turbort.ops.conv import Size3
 from turbort.ops.upsample_phases import phase_weights
+from turbort_cuda.kernels.kept import kept
+from turbort_cuda.kernels.room import joined, with_room
 from turbort_cuda.launch import on
 
 INNER = torch.channels_last_3d
@@ -21,36 +19,25 @@ VALUES = 4096
 """Values that one program of the norm holds."""
 
 
-_made: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""What was made from a weight: laid out for cuDNN once, not on every call. An entry goes when its weight does."""
-
-
 def _laid_out(weight: Tensor, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
     if weight.dtype == dtype and weight.is_contiguous(memory_format=layout):
         return weight
-    return _kept(weight, dtype, lambda: weight.to(dtype).contiguous(memory_format=layout))
+    return kept(weight, dtype, str(layout), lambda: weight.to(dtype).contiguous(memory_format=layout))
 
 
 def _taps(weight: Tensor, dtype: torch.dtype) -> Tensor:
     def make() -> Tensor:
         return phase_weights(weight).flatten(0, 2).to(dtype).contiguous(memory_format=torch.channels_last)
 
-    return _kept(weight, dtype, make)
-
-
-def _kept(weight: Tensor, dtype: torch.dtype, make: Callable[[], Tensor]) -> Tensor:
-    """What `make` returned for this weight before, unless the weight has changed in place since."""
-    version = -1 if weight.is_inference() else weight._version
-    known: Any = _made[weight] if weight in _made else None  # noqa: SIM401 - `get` of this class is untyped
-    if known is None or known[0] != (dtype, version):
-        known = _made[weight] = ((dtype, version), make())
-    made: Tensor = known[1]
-    return made
+    return kept(weight, dtype, "phases", make)
 
 
 @triton.jit
-def norm_silu_kernel(x, gamma, out, M, C, root, eps, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    """ROWS pixels with C channels each: silu(x / max(|x|, eps) * sqrt(C) * gamma)."""
+def norm_silu_kernel(x, gamma, out, M, C, stride, root, eps, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    """ROWS of M pixels with C channels each: silu(x / max(|x|, eps) * sqrt(C) * gamma). `stride`: of `out`'s batch."""
+    batch = tl.program_id(1).to(tl.int64)
+    x += batch * M * C
+    out += batch * stride
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     cols = tl.arange(0, WIDTH)
     inside = (rows < M)[:, None] & (cols < C)[None, :]
@@ -62,17 +49,17 @@ def norm_silu_kernel(x, gamma, out, M, C, root, eps, WIDTH: tl.constexpr, ROWS: 
 
 
 def vae_norm_silu(x: Tensor, gamma: Tensor, *, eps: float = 1e-12) -> Tensor:
-    """`turbort.ops.vae_norm_silu` on [B, C, T, H, W]; the result is channels-last in memory."""
+    """`turbort.ops.vae_norm_silu` on [B, C, T, H, W]; channels innermost, with room for the next convolution's past."""
     x = x.contiguous(memory_format=INNER)
-    channels = x.shape[1]
-    out = torch.empty_like(x, memory_format=INNER)
-    pixels = x.numel() // max(1, channels)
+    batch, channels = x.shape[:2]
+    out = with_room(x)
+    pixels = x[0, 0].numel() if x.numel() else 0
     width = triton.next_power_of_2(channels)
     rows = max(1, VALUES // width)
     if pixels:
         with on(x.device):
-            norm_silu_kernel[(triton.cdiv(pixels, rows),)](
-                x, gamma.contiguous(), out, pixels, channels, channels**0.5, eps, width, rows, num_warps=4
+            norm_silu_kernel[(triton.cdiv(pixels, rows), batch)](
+                x, gamma.contiguous(), out, pixels, channels, out.stride(0), channels**0.5, eps, width, rows, num_warps=4
             )
     return out
 
@@ -86,9 +73,9 @@ def causal_conv3d(
     stride: Size3 = (1, 1, 1),
     padding: Size3 = (0, 0, 0),
 ) -> Tensor:
-    """`turbort.ops.causal_conv3d` with channels innermost, which cuDNN's tensor-core convolutions want."""
+    """`turbort.ops.causal_conv3d` with channels innermost, which cuDNN's tensor-core convolutions want; see `room`."""
     pt, ph, pw = padding
-    x = joined_inner(x, cache, 2 * pt) if pt else x.contiguous(memory_format=INNER)
+    x = joined(x, cache, 2 * pt) if pt else x.contiguous(memory_format=INNER)
     return F.conv3d(
         x, _laid_out(weight, x.dtype, INNER), None if bias is None else bias.to(x.dtype), stride=stride, padding=(0, ph, pw)
     )

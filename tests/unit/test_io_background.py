@@ -1,0 +1,220 @@
+"""Writing on a thread of its own: the same bytes, no more than a few chunks ahead, and every failure as without the thread."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from turbort.errors import InputError, TurbortError
+from turbort.io import FORMATS, Background, frames_to_uint8, open_writer
+from turbort.io.background import ROOM
+
+SUFFIXES = sorted(FORMATS)
+WIDTH, HEIGHT = 64, 48
+PATIENCE = 20.0
+"""Seconds after which a test that waits for the other thread gives up; nothing here takes long unless it is broken."""
+FULL = InputError("the disk is full", fix="free some")
+
+
+def chunks(count=4, frames=3):
+    """Pixels [3, T, H, W], different in every frame."""
+    torch.manual_seed(0)
+    base = torch.rand(3, 1, HEIGHT, WIDTH) * 2 - 1
+    return [torch.cat([base.roll(3 * (index * frames + t), dims=3) for t in range(frames)], dim=1) for index in range(count)]
+
+
+def writing(folder, before=lambda frames: None):
+    """A writer into `folder` that calls `before` with the frames of every write."""
+    writer = open_writer(folder / "x.npy", WIDTH, HEIGHT, 16)
+    append = writer._append
+
+    def first_before(frames):
+        before(frames)
+        append(frames)
+
+    writer._append = first_before
+    return writer
+
+
+def hand_over(writer, given, then=None):
+    """Put `given` into a `Background` of `writer`, and then raise what `then()` returns, if anything."""
+    with Background(writer) as background:
+        for chunk in given:
+            background.put(chunk)
+        if then:
+            raise then()
+
+
+def writers():
+    """Threads that still write; one that has said that it is done gets a moment to go."""
+    found = [thread for thread in threading.enumerate() if thread.name == "turbort-writer"]
+    for thread in found:
+        thread.join(0.2)
+    return [thread for thread in found if thread.is_alive()]
+
+
+def content(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_bytes_are_those_of_writing_without_a_thread(tmp_path, suffix):
+    for name in ("plain", "thread"):
+        (tmp_path / name).mkdir()
+    with open_writer(tmp_path / "plain" / f"x{suffix}", WIDTH, HEIGHT, 16) as writer:
+        for chunk in chunks():
+            writer.write(frames_to_uint8(chunk))
+    hand_over(open_writer(tmp_path / "thread" / f"x{suffix}", WIDTH, HEIGHT, 16), chunks())
+    assert content(tmp_path / "plain") == content(tmp_path / "thread")
+    assert not writers()
+
+
+def test_writing_goes_on_while_the_next_chunk_is_made(tmp_path):
+    """Each side waits for the other to be in the middle of its work, which only two threads at once can do."""
+    making, taking = threading.Event(), threading.Event()
+
+    def before(frames):
+        taking.set()
+        assert making.wait(PATIENCE)
+
+    first, second = chunks(2)
+    with Background(writing(tmp_path, before)) as background:
+        background.put(first)
+        assert taking.wait(PATIENCE)
+        making.set()
+        background.put(second)
+
+
+def test_no_more_than_a_few_chunks_wait(tmp_path):
+    taken, go, handed = [], threading.Event(), []
+
+    def before(frames):
+        assert go.wait(PATIENCE)
+        taken.append(frames)
+
+    def counted():
+        for chunk in chunks(5):
+            yield chunk
+            handed.append(chunk)
+
+    other = threading.Thread(target=hand_over, args=(writing(tmp_path, before), counted()))
+    other.start()
+    deadline = time.monotonic() + PATIENCE
+    while len(handed) < ROOM and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.1)
+    assert (len(handed), taken) == (ROOM, [])
+    go.set()
+    other.join(PATIENCE)
+    assert (len(handed), len(taken)) == (5, 15)
+
+
+@pytest.mark.parametrize("count", [1, ROOM, 12])
+@pytest.mark.parametrize("error", [FULL, MemoryError("no"), KeyboardInterrupt()])
+def test_what_writing_raises_is_raised_here_and_nothing_more_is_written(tmp_path, count, error):
+    """With one chunk it comes at the end of the block, with many it comes from `put`; neither waits for ever."""
+    taken = []
+
+    def before(frames):
+        taken.append(frames)
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        hand_over(writing(tmp_path, before), chunks(count))
+    assert caught.value is error
+    assert len(taken) == 1
+    assert not writers()
+    assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_an_exception_in_the_block_ends_the_thread_and_leaves_no_file(tmp_path, stop):
+    (tmp_path / "x.mp4").write_bytes(b"old")
+    with pytest.raises(stop):
+        hand_over(open_writer(tmp_path / "x.mp4", WIDTH, HEIGHT, 16), chunks(1), then=stop)
+    assert not writers()
+    assert content(tmp_path) == {"x.mp4": b"old"}
+
+
+def test_an_error_of_the_block_is_not_hidden_by_one_of_the_thread(tmp_path):
+    failed = threading.Event()
+
+    def before(frames):
+        failed.set()
+        raise FULL
+
+    def then():
+        assert failed.wait(PATIENCE)
+        return ZeroDivisionError()
+
+    with pytest.raises(ZeroDivisionError):
+        hand_over(writing(tmp_path, before), chunks(1), then)
+    assert not writers()
+
+
+def test_ctrl_c_while_the_encoder_is_waited_for(tmp_path):
+    """The block's own work is over; the frame that is being written is finished and the rest is left."""
+    taken = []
+
+    def before(frames):
+        if not taken:
+            os.kill(os.getpid(), signal.SIGINT)
+            background._stopped.wait(PATIENCE)
+        taken.append(frames)
+
+    background = Background(writing(tmp_path, before))
+    with pytest.raises(KeyboardInterrupt), background:
+        background.put(chunks(frames=9)[0])
+    assert len(taken) == 1
+    assert not writers()
+    assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_more_ctrl_c_while_the_file_is_deleted(tmp_path, times):
+    class Impatient(threading.Event):
+        left = times
+
+        def wait(self, timeout=None):
+            if self.left:
+                self.left -= 1
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    background = Background(writing(tmp_path, lambda frames: time.sleep(0.05)))
+    background._ended = Impatient()
+    with pytest.raises(KeyboardInterrupt), background:
+        background.put(chunks(frames=9)[0])
+    assert background._ended.left == 0
+    assert not writers()
+    assert content(tmp_path) == {}
+
+
+def test_pixels_that_are_not_numbers_are_refused_as_before(tmp_path):
+    first, second = chunks(2)
+    second[0, 1, 5, 5] = float("nan")
+    with pytest.raises(TurbortError, match=f"1 of {second.numel()} decoded pixels are not finite numbers"):
+        hand_over(open_writer(tmp_path / "x.mp4", WIDTH, HEIGHT, 16), (first, second))
+    assert content(tmp_path) == {}
+
+
+def test_a_file_that_cannot_be_opened_or_has_no_frames(tmp_path):
+    huge = open_writer(tmp_path / "x.npy", 10**5, 10**5, 16, frames_hint=10**6)
+    with pytest.raises(InputError, match="disk is full"):
+        hand_over(huge, chunks(6))
+    with pytest.raises(TurbortError, match="no frame"):
+        hand_over(writing(tmp_path), ())
+    assert content(tmp_path) == {}
+
+
+def test_a_thread_that_cannot_start_leaves_no_file(tmp_path, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"), Background(writing(tmp_path)):
+        pytest.fail("the block must not be entered")
+    assert content(tmp_path) == {}
