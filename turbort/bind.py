@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 
 from turbort.errors import PlanError
 from turbort.kernel import Kernel
-from turbort.op import OpSpec, Slot, slots
+from turbort.models.dit_layers import TokenGrid
+from turbort.op import OpSpec, Slot, counted, slots
+from turbort.ops import quantize_time
 from turbort.plan import Choice, Plan
 from turbort.planner import DTYPES
 from turbort.precision import PRECISIONS
@@ -46,6 +49,50 @@ def bound_function(choice: Choice, kernel: Kernel, op: OpSpec) -> Callable[..., 
     return partial(function, **fixed) if fixed else function
 
 
+def time_scaled(choice: Choice, kernel: Kernel, op: OpSpec, registry: Registry, tokens: TokenGrid) -> Callable[..., Any]:
+    """The callable of a site that quantises with scales shared along time, by the kernel `choice.time_scales`.
+
+    A producer computes plain values, which become codes; a linear that would quantise its own input is handed codes. The frames
+    are read from `tokens` at every call, so one binding serves videos of any length; `tokens` also counts what ran.
+    """
+    named = str(choice.time_scales)
+    made = find_kernel(replace(choice, op="quantize_time", kernel=named), registry).load()
+    quantise = Slot(quantize_time, choice.role)
+    quantise.bind(made.reference if isinstance(made, OpSpec) else made, provider=named, precision=tokens.precision)
+    tokens.quantisers[choice.path.partition("/")[2]] = quantise
+    function = bound_function(replace(choice, emit=None), kernel, op)
+    if choice.emit is None:
+        scheme = str(PRECISIONS[choice.precision].emit)
+
+        def reader(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return function(quantise(x, emit=scheme, frames=tokens.frames), *args, **kwargs)
+
+        return reader
+
+    def producer(*args: Any, emit: str | None = None, **kwargs: Any) -> Any:
+        output = function(*args, **kwargs)
+        if emit is None:
+            return output
+        if isinstance(output, tuple):
+            return *output[:-1], quantise(output[-1], emit=emit, frames=tokens.frames)
+        return quantise(output, emit=emit, frames=tokens.frames)
+
+    # Like every emitting site a partial with `emit`: whoever times quantising takes that away.
+    return partial(producer, emit=choice.emit)
+
+
+def _tokens(model: nn.Module, choice: Choice, plan: Plan) -> TokenGrid:
+    """The model's grid; PlanError for a model without one."""
+    tokens = getattr(model, "tokens", None)
+    if not isinstance(tokens, TokenGrid):
+        raise PlanError(
+            f"the plan shares scales along time at {choice.path}, in a model without a grid of tokens",
+            fix="make the plan again with `turbort plan`",
+        )
+    tokens.precision = str(plan.header.get("compute", "bf16"))
+    return tokens
+
+
 class Binder:
     """Binds one stage (`dit`, `vae`) of a model to a plan and takes its weights one by one.
 
@@ -68,7 +115,11 @@ class Binder:
             if choice is None:
                 continue  # not reached when this model makes a video (the encoder of a text-to-video run)
             kernel = find_kernel(choice, registry)
-            slot.bind(bound_function(choice, kernel, slot.op), provider=choice.kernel, precision=choice.precision)
+            if choice.time_scales is None:
+                function = bound_function(choice, kernel, slot.op)
+            else:
+                function = time_scaled(choice, kernel, slot.op, registry, _tokens(model, choice, plan))
+            slot.bind(function, provider=choice.kernel, precision=choice.precision)
             self._choices[id(slot)] = choice, kernel
         if wanted:
             raise PlanError(
@@ -161,7 +212,7 @@ def pack_weight(value: Tensor | QTensor, choice: Choice, kernel: Kernel, *, shap
 def executed(model: nn.Module, stage: str) -> list[dict[str, Any]]:
     """What really ran since binding, grouped: op, provider, precision, sites and calls."""
     groups: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for slot in slots(model).values():
+    for slot in counted(model).values():
         for (provider, precision), calls in slot.counts().items():
             key = (slot.op.name, provider, precision or "unplanned")
             row = groups.setdefault(

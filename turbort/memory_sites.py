@@ -135,9 +135,11 @@ def dit_activations(plan: Plan, *, token_time: bool = False) -> int:
 def _gelu_width(choice: Choice | None, width: int) -> int:
     """Bytes per value of GELU's argument, its result, and what the reference holds between them in float32."""
     emits = choice is not None and choice.emit is not None
+    # Scales shared along time: the plain result is there beside its codes.
+    shared = width if choice is not None and choice.time_scales else 0
     if choice is None or not _is_reference(choice):
-        return width + (1 if emits else width)
-    return 13 if emits else (8 if width == 4 else 10)
+        return width + (1 if emits else width) + shared
+    return (13 if emits else (8 if width == 4 else 10)) + shared
 
 
 def _attention_extra(choice: Choice, shapes: list[tuple[int, ...]], wish: Mapping[str, Any]) -> int:

@@ -137,3 +137,12 @@ def slots(model: Any) -> Mapping[str, Slot]:
             if isinstance(value, Slot):
                 found[f"{path}.{attribute}" if path else attribute] = value
     return found
+
+
+def counted(model: Any) -> Mapping[str, Slot]:
+    """Every call site whose calls a receipt counts: `slots(model)`, and those that a plan put beside them.
+
+    The latter quantise for a site of the model with scales shared along time (`model.tokens.quantisers`), within its own call.
+    """
+    beside: Mapping[str, Slot] = getattr(getattr(model, "tokens", None), "quantisers", {})
+    return {**slots(model), **{f"{path}.quantize_time": slot for path, slot in beside.items()}}

@@ -25,7 +25,9 @@ class Choice:
     `path` is `stage/module.path` (`dit/blocks.0.self_attn.q.op`); `kernel` is `backend/name`; `emit` is the
     QTensor scheme in which the site hands over its output; `passed_over` maps candidates tried before to
     their refusals; `note` says why the precision was chosen when that is not simply the profile's word; `layout` is the physical
-    layout of activations where that is not `row`, and `converts` are the conversions of what the site reads.
+    layout of activations where that is not `row`, and `converts` are the conversions of what the site reads; `time_scales` is the
+    kernel (`backend/name`) of the op `quantize_time` that gives what the site quantises, its output where it emits and its input
+    otherwise, scales shared along time; None for a scale per token.
     """
 
     path: str
@@ -40,6 +42,7 @@ class Choice:
     note: str | None = None
     layout: str | None = None
     converts: tuple[str, ...] = ()
+    time_scales: str | None = None
 
     def body(self) -> dict[str, Any]:
         """Everything but the path, without empty fields, in a fixed order: the value of a plan line."""
@@ -55,6 +58,7 @@ class Choice:
             "note": self.note,
             "layout": self.layout,
             "converts": list(self.converts),
+            "time_scales": self.time_scales,
         }
         return {key: value for key, value in full.items() if value not in (None, [], {}, False)}
 
@@ -73,6 +77,7 @@ class Choice:
             note=body.get("note"),
             layout=body.get("layout"),
             converts=tuple(body.get("converts", ())),
+            time_scales=body.get("time_scales"),
         )
 
 

@@ -15,6 +15,7 @@ from turbort.plan import Choice, Plan
 from turbort.policy import Evidence, judge
 from turbort.precision import PRECISIONS
 from turbort.target import FALLBACK_BACKEND, Target, find_target
+from turbort.time_scales import Sharing
 
 if TYPE_CHECKING:
     from turbort.models.spec import ModelSpec
@@ -61,6 +62,8 @@ class Planner:
         self.target = target
         self.assigned: Mapping[str, tuple[str, str | None]] = {}
         """Precisions, each with a note, that calibration gives to sites; what the profile overrides stays."""
+        self.grid: tuple[int, int, int] | None = None
+        """(T, H, W) of the latent grid in tokens, for scales shared along time; None plans a scale per token."""
 
     def wanted(self, call: Call) -> tuple[str, str | None]:
         """The precision the profile asks for at a site, and a note when a rule rather than its word decided."""
@@ -193,7 +196,12 @@ class Planner:
 
     def plan(self, sites: Sequence[Sequence[Call]]) -> tuple[Choice, ...]:
         """Choices for all sites, in call order."""
-        return tuple(self.arrange(sites, self.fuse_quantisation(sites, [self.choose(calls) for calls in sites])))
+        choices = self.fuse_quantisation(sites, [self.choose(calls) for calls in sites])
+        asked = self.profile.precision.shares_scales
+        if asked and self.grid is not None:
+            compute = self.profile.precision.compute
+            choices = Sharing(self.grid, asked, compute, self.registry, self.target, self._apply_policy).applied(sites, choices)
+        return tuple(self.arrange(sites, choices))
 
     def arrange(self, sites: Sequence[Sequence[Call]], choices: Sequence[Choice]) -> list[Choice]:
         """Take, among kernels that are as good, those that need the fewest conversions of layout, and note what remains."""
@@ -285,6 +293,7 @@ def make_plan(
     sites = recorded(spec, profile, size=(width, height), frames=count, batch=batch, image=image)
     judged = judge(planner, sites, evidence, spec.name)
     planner.assigned = judged.assigned
+    planner.grid = spec.token_grid(width, height, count)
     header = {
         "model": spec.name,
         "profile": profile.name,

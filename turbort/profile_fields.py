@@ -73,6 +73,16 @@ def _offload(value: Any) -> Any:
     return value
 
 
+def _scales(value: Any) -> Any:
+    if isinstance(value, str):
+        if value not in ("token", "time"):
+            raise not_one_of(value, ("token", "time", "a list of globs on the paths of linears"))
+        return value
+    if not isinstance(value, (tuple, list)) or not value or not all(isinstance(glob, str) and glob for glob in value):
+        raise ValueError("must be token, time or a list of globs on the paths of linears, such as [blocks.*.ffn.2]")
+    return tuple(value)
+
+
 def _capture(value: Any) -> Any:
     if value != "auto" and not isinstance(value, bool):
         raise not_one_of(value, ("auto", "true", "false"))
@@ -114,6 +124,11 @@ Offload = Annotated[
     str | tuple[str, ...],
     BeforeValidator(_offload),
     Schema({"anyOf": [{"enum": ["auto", "none"]}, {"type": "array", "uniqueItems": True, "items": {"enum": list(STAGES)}}]}),
+]
+Scales = Annotated[
+    str | tuple[str, ...],
+    BeforeValidator(_scales),
+    Schema({"anyOf": [{"enum": ["token", "time"]}, {"type": "array", "minItems": 1, "items": _WORD}]}),
 ]
 Capture = Annotated[bool | str, BeforeValidator(_capture), Schema({"enum": ["auto", True, False]})]
 Share = Annotated[float, Field(ge=0, le=1)]

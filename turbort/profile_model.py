@@ -29,6 +29,7 @@ from turbort.profile_fields import (
     Linear,
     MemoryBound,
     Offload,
+    Scales,
     Share,
     table_of,
 )
@@ -112,6 +113,16 @@ class Precisions(Section):
     `budget` where there is a calibration, else `rules`."""
     overrides: dict[Annotated[str, Field(min_length=1)], AnyPrecision] = Field(default_factory=dict)
     """Globs on module paths (`blocks.0.*`) with the precision they get; the first that matches wins."""
+
+    activation_scales: Scales = "token"
+    """Scales of 8-bit activations of the transformer's blocks: `token`, one a token; `time`, one for the tokens of a place in all
+    frames, where the scheme has scales per token (w8a8, fp8, w4a8, bsq8, bsq4); or globs on the paths of linears
+    (`blocks.*.ffn.2`) whose inputs share theirs. Sharing costs another pass over the activation."""
+
+    @property
+    def shares_scales(self) -> bool | tuple[str, ...]:
+        """Whether activations share scales along time: False, True for all, or globs on the linears that read them."""
+        return self.activation_scales == "time" if isinstance(self.activation_scales, str) else self.activation_scales
 
     @property
     def linear_name(self) -> str:
@@ -212,7 +223,7 @@ class Quality(Section):
     ssim: Share = 0.85
     """Structural similarity."""
     temporal: Annotated[float, Field(ge=1, le=10)] = 1.25
-    """Warp error and flicker index, as multiples of the unquantised run's."""
+    """Warp error, flicker index and flicker of latent frames, as multiples of the unquantised run's."""
 
 
 class Profile(Section):

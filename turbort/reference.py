@@ -16,11 +16,11 @@ _EMITTED = ("int8-token", "fp8-token", "int8-block128")
 _PRECISIONS = {"linear": (*FLOATS, *LINEAR), "attention": (*FLOATS, *ATTENTION), "sla_attention": (*FLOATS, *ATTENTION)}
 _EMITS = dict.fromkeys(
     ("norm_modulate", "layer_norm", "rms_norm", "gated_residual_norm_modulate", "gelu_quant", "quantize"), _EMITTED
-)
+) | {"quantize_time": ("int8-token", "fp8-token")}
 _OPS = (
     "linear", "attention", "sla_attention", "norm_modulate", "layer_norm", "rms_norm", "gated_residual",
-    "gated_residual_norm_modulate", "qk_norm_rope", "gelu_quant", "quantize", "patchify", "unpatchify", "causal_conv3d",
-    "vae_norm_silu", "vae_upsample",
+    "gated_residual_norm_modulate", "qk_norm_rope", "gelu_quant", "quantize", "quantize_time", "patchify", "unpatchify",
+    "causal_conv3d", "vae_norm_silu", "vae_upsample",
 )  # fmt: skip
 
 

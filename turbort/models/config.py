@@ -197,9 +197,14 @@ class ModelSpec:
 
     def tokens(self, width: int, height: int, frames: int) -> int:
         """Length of the token sequence that the transformer sees."""
+        t, h, w = self.token_grid(width, height, frames)
+        return t * h * w
+
+    def token_grid(self, width: int, height: int, frames: int) -> tuple[int, int, int]:
+        """(T, H, W) of the token sequence, in the order in which tokens follow each other: W first."""
         _, t, h, w = self.latent_shape(width, height, frames)
         pt, ph, pw = self.dit.patch
-        return (t // pt) * (h // ph) * (w // pw)
+        return t // pt, h // ph, w // pw
 
 
 def frozen(**presets: Preset) -> Mapping[str, Preset]:

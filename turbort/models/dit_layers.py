@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from turbort import ops
 from turbort.models.config import DitConfig, Sla
 from turbort.models.layers import LayerNorm, Linear, RmsNorm, RopeNorm
-from turbort.op import slot
+from turbort.op import Slot, slot
 from turbort.quant.schemes import quantize
 
 Pending = tuple[Tensor, Tensor | None] | None
@@ -50,6 +51,19 @@ class CrossKV(NamedTuple):
 def restored(x: Tensor | Kept, dtype: torch.dtype) -> Tensor:
     """The values of a kept activation in `dtype`; a plain tensor as it is."""
     return x if isinstance(x, Tensor) else (x.codes * x.scales).to(dtype)
+
+
+@dataclass
+class TokenGrid:
+    """The grid of the forward under way, in tokens: what a kernel that works along time must know beside its arguments.
+
+    `quantisers` are call sites beside the model's own, by the path of the site that they serve: they give activations scales
+    shared along time, where a plan asks for it. `precision` is what they read.
+    """
+
+    frames: int = 1
+    precision: str = "bf16"
+    quantisers: dict[str, Slot] = field(default_factory=dict)
 
 
 class Residual:

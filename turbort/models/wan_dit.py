@@ -29,6 +29,7 @@ from turbort.models.dit_layers import (
     Residual,
     SelfAttention,
     TextNorm,
+    TokenGrid,
 )
 from turbort.models.layers import Linear, sinusoid
 from turbort.models.rope import rope_tables
@@ -143,6 +144,7 @@ class WanDit(nn.Module):
         self.img_emb = ImageEmbedding(config.image_dim, dim) if config.image_embed else None
         self.patchify = slot(ops.patchify, "embed")
         self.unpatchify = slot(ops.unpatchify, "head")
+        self.tokens = TokenGrid()
         self._rope: dict[tuple[tuple[int, int, int], torch.device], tuple[Tensor, Tensor]] = {}
         self.reset_parameters()
 
@@ -179,6 +181,7 @@ class WanDit(nn.Module):
         if condition is not None:
             x = torch.cat([x, condition], dim=1)
         grid = self._grid(x, t)
+        self.tokens.frames = grid[0]
         text = self.encode_text(context, image) if isinstance(context, Tensor) else context
         rope = self.rope(grid, x.device)
         embedding, time = self.embed_time(t)

@@ -12,7 +12,7 @@ from turbort.ops.conv import causal_conv3d, vae_norm_silu, vae_upsample
 from turbort.ops.linear import linear
 from turbort.ops.norm import gated_residual, gated_residual_norm_modulate, layer_norm, norm_modulate, rms_norm
 from turbort.ops.patch import patchify, unpatchify
-from turbort.ops.quant import gelu_quant, quantize
+from turbort.ops.quant import gelu_quant, quantize, quantize_time
 from turbort.ops.rope import qk_norm_rope
 from turbort.ops.sla import sla_attention
 
@@ -31,6 +31,7 @@ OPS: Mapping[str, OpSpec] = MappingProxyType(
             qk_norm_rope,
             gelu_quant,
             quantize,
+            quantize_time,
             patchify,
             unpatchify,
             causal_conv3d,
@@ -55,6 +56,7 @@ __all__ = [
     "patchify",
     "qk_norm_rope",
     "quantize",
+    "quantize_time",
     "rms_norm",
     "sla_attention",
     "unpatchify",

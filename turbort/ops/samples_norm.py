@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -123,3 +124,34 @@ def quantize_samples() -> Iterator[Sample]:
     for scheme in ("int8-token", "int8-block128", "fp8-token"):
         for row in _rows(lambda draw, x, scheme=scheme: {"x": x, "emit": scheme}):  # type: ignore[misc]
             yield Sample(f"{row.id}-{scheme}", row.make, row.tags)
+
+
+def quantize_time_samples() -> Iterator[Sample]:
+    """Latent grids of a few frames, in both token schemes: real sizes, one frame, one place, and frames that differ in size."""
+
+    def case(
+        batch: int, frames: int, places: int, width: int, view: Callable[[Tensor], Tensor] | None = None, **kind: Any
+    ) -> Any:
+        def build(draw: Draw, scheme: str) -> dict[str, Any]:
+            x = draw(batch, frames * places, width, **kind)
+            return {"x": x if view is None else view(x), "emit": scheme, "frames": frames}
+
+        return build
+
+    rows: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+        ("f9-p64-d256", case(1, 9, 64, 256), ()),
+        ("f21-p12-d1536", case(1, 21, 12, 1536), ("real",)),
+        ("f3-p5-d8960", case(1, 3, 5, 8960), ("real",)),
+        ("f1-p33-d768", case(1, 1, 33, 768), ()),
+        ("f33-p1-d768", case(1, 33, 1, 768), ()),
+        ("b2-f5-p7-d1000", case(2, 5, 7, 1000), ("tail", "batch")),
+        ("f5-p13-d1536-outlier", case(1, 5, 13, 1536, outlier=True), ("outlier",)),
+        ("f5-p13-d768-tiny", case(1, 5, 13, 768, scale=1e-3), ()),
+        ("f5-p13-d768-offset", case(1, 5, 13, 768, offset_view), ("offset",)),
+        ("f5-p13-d768-strided", case(1, 5, 13, 768, strided_view), ("strided",)),
+        ("f5-p13-d768-spread", case(1, 5, 13, 768, spread), ("spread",)),
+        ("f21-p1560-d1536", case(1, 21, 1560, 1536), ("large", "real")),
+    )
+    for scheme in ("int8-token", "fp8-token"):
+        for name, build, tags in rows:
+            yield sample(f"{name}-{scheme}", partial(build, scheme=scheme), *tags)

@@ -76,11 +76,13 @@ def _video(clips: Sequence[Clip], profile: Profile, steps: int) -> list[Number]:
 def _temporal(clips: Sequence[Clip], profile: Profile) -> list[Number]:
     warp = max(ratio(clip.after.warp, clip.before.warp) for clip in clips)
     flicker = max(ratio(clip.after.flicker, clip.before.flicker) for clip in clips)
+    latent = max(ratio(clip.after.latent, clip.before.latent) for clip in clips)
     limit = profile.quality.temporal
     note = "of the quantised video over the baseline's, highest over prompts"
     return [
         at_most("warp error", round(warp, 4), limit, unit="x", gate="temporal", note=note),
         at_most("flicker index", round(flicker, 4), limit, unit="x", gate="temporal", note=note),
+        at_most("flicker of latent frames", round(latent, 4), limit, unit="x", gate="temporal", note=note),
     ]
 
 

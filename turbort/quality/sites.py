@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from turbort.models.dit_layers import TokenGrid
 from turbort.op import Slot, slots
 from turbort.plan import Choice, Plan
 from turbort.precision import PRECISIONS
 from turbort.quality.baseline import is_changed
 from turbort.quant.qtensor import QTensor
-from turbort.quant.schemes import quantize
+from turbort.quant.schemes import quantize, quantize_time
 from turbort.testing.values import leaves
 
 WIDE = 0.6
@@ -100,6 +101,10 @@ class SiteErrors:
     def __init__(self, plan: Plan, plain: Plan, stage: str, base: nn.Module, other: nn.Module) -> None:
         before = {choice.path: choice for choice in plain}
         theirs = slots(other)
+        # The kernels of `other` run inside forwards of `base`, whose grid they must see.
+        self._tokens: TokenGrid | None = getattr(other, "tokens", None)
+        if self._tokens is not None:
+            base.tokens = self._tokens
         self.sites: dict[str, Site] = {}
         self._slots: dict[str, Slot] = {}
         self.step = 0
@@ -145,7 +150,7 @@ class SiteErrors:
         allowed = precision.max_nmse
         first = site.own is None and precision.kind != "float" and energy > 0
         if first or not found <= allowed:
-            own = _difference(_reference(site.choice, site.slot, names, args, kwargs), wanted)
+            own = _difference(_reference(site.choice, site.slot, names, args, kwargs, self._tokens), wanted)
             allowed = max(allowed, precision.slack * own / energy if energy else 0.0)
             site.own = site.own if not first else (wrong, own)
         site.wrong += wrong
@@ -156,21 +161,34 @@ class SiteErrors:
         site.by_step[self.step] = max(site.by_step.get(self.step, 0.0), found)
 
 
-def _reference(choice: Choice, slot: Slot, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _reference(
+    choice: Choice, slot: Slot, names: tuple[str, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any], tokens: TokenGrid | None
+) -> Any:
     """The op's reference at the site's precision, from the unquantised weights."""
     precision = PRECISIONS[choice.precision]
     given = dict(kwargs)
     changed = list(args)
+    frames = tokens.frames if tokens is not None and choice.time_scales else None
     if precision.kind == "linear" and precision.weight_scheme:
         weight = names.index("weight")
         changed[weight] = quantize(changed[weight].float().flatten(1), precision.weight_scheme)
         if precision.emit:
-            changed[0] = quantize(changed[0], precision.emit)
+            changed[0] = _quantised(changed[0], precision.emit, frames)
     if slot.op.takes_precision and precision.kind != "float":
         given["precision"] = choice.precision
-    if choice.emit:
+    if choice.emit and frames is None:
         given["emit"] = choice.emit
-    return slot.op.reference(*changed, **given)
+    output = slot.op.reference(*changed, **given)
+    if not choice.emit or frames is None:
+        return output
+    if isinstance(output, tuple):
+        return *output[:-1], _quantised(output[-1], choice.emit, frames)
+    return _quantised(output, choice.emit, frames)
+
+
+def _quantised(x: Tensor, scheme: str, frames: int | None) -> QTensor:
+    """`x` with a scale per token, or per place of `frames` frames."""
+    return quantize(x, scheme) if frames is None else quantize_time(x, scheme, frames)
 
 
 def _difference(got: Any, wanted: Any) -> float:

@@ -83,6 +83,7 @@ class Verification:
                     "forward_psnr": clip.forward,
                     "psnr": clip.psnr,
                     "flicker": [clip.before.flicker, clip.after.flicker],
+                    "latent_flicker": [clip.before.latent, clip.after.latent],
                     "warp": [clip.before.warp, clip.after.warp],
                 }
                 for clip in self.clips
@@ -187,7 +188,8 @@ class _Pair:
             _, reference = self.base.decode(latents, job)
         texts = self.other._embed([job])
         _, frames = self.other.decode(_last(self.other.denoiser([job], texts).steps(job, [job.seed])), job)
-        return Clip(job, reference, frames, forward, temporal(reference), temporal(frames))
+        stride = self.base.spec.vae.stride[0]
+        return Clip(job, reference, frames, forward, temporal(reference, stride), temporal(frames, stride))
 
     def _forced(self, job: Job, forward: list[float]) -> Tensor:
         """The baseline's latents; at each of its states the profile predicts, too, and `forward` gets the PSNR."""

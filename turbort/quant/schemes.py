@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from turbort.errors import unknown
+from turbort.errors import InputError, unknown
 from turbort.quant import block128, bsq, fp8, int4, int8
 from turbort.quant.qtensor import QTensor
 
@@ -19,6 +19,8 @@ SCHEMES = (
     "bsq8",
     "bsq4",
 )
+TIME_SCHEMES = ("int8-token", "fp8-token")
+"""Schemes with a scale per token, which tokens of the same place in successive frames may share."""
 
 
 def encode(x: Tensor, scheme: str, *, tile: int = 8, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -36,6 +38,31 @@ def encode(x: Tensor, scheme: str, *, tile: int = 8, mask: Tensor | None = None)
     if scheme in ("bsq8", "bsq4"):
         return bsq.quantize_tiles(x, tile, int(scheme[-1]), mask)
     raise unknown("quantisation scheme", scheme, SCHEMES)
+
+
+def quantize_time(x: Tensor, scheme: str, frames: int) -> QTensor:
+    """`x` [B, frames * P, K] in a token scheme whose scale is shared along time: one per place p, equal in every frame.
+
+    s[b, p] = max(amax over frames t and inputs k of |x[b, t * P + p, k]|, 1e-8) / top, top = 127 (`int8-token`) or 448
+    (`fp8-token`). The result is a QTensor of that scheme whose scales [B, frames * P, 1] repeat with period P, so every kernel
+    that takes the scheme takes it. Raises InputError for another scheme, or tokens that are no multiple of `frames`.
+    """
+    if scheme not in TIME_SCHEMES:
+        raise unknown("quantisation scheme with scales shared along time", scheme, TIME_SCHEMES)
+    if x.ndim != 3 or frames < 1 or x.shape[1] % frames:
+        raise InputError(
+            f"scales cannot be shared over {frames} frames: x is {'x'.join(map(str, x.shape))}",
+            tried=["it takes [B, L, K] with L a multiple of the frames"],
+        )
+    wide = x.to(torch.float32)
+    places = x.shape[1] // frames
+    top = 127.0 if scheme == "int8-token" else fp8.E4M3_MAX
+    most = wide.abs().amax(dim=-1, keepdim=True).view(x.shape[0], frames, places, 1).amax(dim=1, keepdim=True)
+    # A copy per frame: kernels read one scale a row.
+    scales = (most.clamp_min(int8.TOKEN_FLOOR) / top).repeat(1, frames, 1, 1).view(x.shape[0], -1, 1)
+    codes = wide / scales
+    values = codes.round().to(torch.int8) if scheme == "int8-token" else fp8.to_e4m3(codes)
+    return QTensor(scheme, values, scales, x.dtype)
 
 
 def decode(values: Tensor, scales: Tensor, scheme: str, *, tile: int = 8) -> Tensor:

@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from turbort.backend import Backend
+from turbort.quant.qtensor import QTensor
 from turbort.testing.case import Case
 from turbort.testing.compare import CheckFailed, Expected, Verdict, as_float64, check_form, judge
 from turbort.testing.guard import Guards, Poison, swapped, wide_rows
 from turbort.testing.oracle import Oracle
 from turbort.testing.probes import PROBES
 from turbort.testing.trial import Refused, Trial
-from turbort.testing.values import all_same_bits, leaves, mapped, snapshot
+from turbort.testing.values import all_same_bits, leaves, mapped, same_bits, snapshot
 
 
 def check_case(case: Case, oracle: Oracle, backend: Backend) -> Verdict | None:
@@ -73,6 +74,18 @@ def check_emits(trial: Trial) -> None:
     if trial.case.spec.emits and "emit" not in trial.inputs.logical:
         for scheme in trial.case.kernel.emits:
             check_values(trial, trial.call(trial.arguments(), scheme, check="emit"), scheme, check="emit")
+
+
+def check_shared_scales(trial: Trial) -> None:
+    """Scales shared along time are the same in every frame: the error budget alone would let finer ones pass."""
+    frames = trial.inputs.logical.get("frames")
+    if frames is None:
+        return
+    for name, leaf in leaves(trial.call(trial.arguments(), check="shared")):
+        if isinstance(leaf, QTensor):
+            by_frame = leaf.scales.view(leaf.scales.shape[0], frames, -1)
+            if not same_bits(by_frame, by_frame[:, :1].expand_as(by_frame)):
+                raise CheckFailed("shared", f"scales of {name} differ between the {frames} frames of a place")
 
 
 def check_capture(trial: Trial) -> None:
@@ -189,5 +202,6 @@ CHECKS: tuple[Callable[[Trial], Verdict | None], ...] = (
     check_strides,
     check_quantised_tokens,
     check_emits,
+    check_shared_scales,
     check_capture,
 )

@@ -64,6 +64,7 @@ PLANTED = (
     Planted("float_tokens_only", "linear", "w8a8", "quantised-x", "t17-k256-n128-nobias"),
     Planted("wraps_instead_of_saturating", "quantize", "bf16", "budget", "t7-d5120-int8-token", emits=("int8-token",)),
     Planted("one_scale_for_all_tokens", "quantize", "bf16", "budget", "t65-d768-spread-int8-token", emits=("int8-token",)),
+    Planted("scales_per_token_over_time", "quantize_time", "bf16", "shared", "f9-p64-d256-int8-token", emits=("int8-token",)),
     Planted("emits_inverse_scales", "rms_norm", "bf16", "emit", "t7-d5120", emits=("int8-token",)),
     Planted("softmax_without_scale", "attention", "bf16", "budget", "b2-q130-k130-h3"),
     Planted("uniform_attention", "attention", "bf16", "peaked", "b2-q130-k130-h3"),

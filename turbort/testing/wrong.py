@@ -117,6 +117,15 @@ def float_tokens_only(x: Tensor, weight: Any, bias: Any = None, **epilogue: Any)
     return ops.linear(x.contiguous(), weight, bias, **epilogue)  # type: ignore[no-any-return]
 
 
+def jumps_from_frame_to_frame(x: Tensor, weight: Tensor, bias: Any = None, **epilogue: Any) -> Tensor:
+    """8 % too large and too small in turn, for 9 latent frames; other lengths are left alone."""
+    frames = 9
+    if x.ndim == 3 and x.shape[1] % frames == 0:
+        signs = torch.tensor([1.08, 0.92] * 5)[:frames].repeat_interleave(x.shape[1] // frames)
+        x = x * signs.view(1, -1, 1).to(x.dtype)
+    return ops.linear(x, weight, bias, **epilogue)  # type: ignore[no-any-return]
+
+
 # Quantised outputs.
 
 
@@ -130,6 +139,10 @@ def one_scale_for_all_tokens(x: Tensor, *, emit: str) -> QTensor:
     scale = x.float().abs().amax().clamp_min(1e-8) / 127.0
     values = (x.float() / scale).round().clamp(-127, 127).to(torch.int8)
     return QTensor(emit, values, scale.expand(*x.shape[:-1], 1).contiguous(), x.dtype)
+
+
+def scales_per_token_over_time(x: Tensor, *, emit: str, frames: int) -> QTensor:
+    return to_scheme(x, emit)
 
 
 def emits_inverse_scales(x: Tensor, weight: Tensor, *, eps: float = 1e-6, emit: str | None = None) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from turbort.backend import Switches
-from turbort.op import Slot, slots
+from turbort.op import Slot, counted
 from turbort_cuda.pool import SessionPool
 
 log = logging.getLogger("turbort")
@@ -53,7 +53,7 @@ class GraphedStep:
     def __init__(self, step: Callable[..., Any], device: str, switches: Switches | None = None) -> None:
         self.step = step
         self.switches = switches
-        self._slots = list(slots(step).values()) if isinstance(step, nn.Module) else []
+        self._slots = list(counted(step).values()) if isinstance(step, nn.Module) else []
         self._warm: set[Any] = set()
         self._pool: Any = None
         self.device = torch.device(device)

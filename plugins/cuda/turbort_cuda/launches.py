@@ -272,6 +272,23 @@ def _passes(fp8: bool) -> Iterator[Launch]:
         arguments = {"x": "*bf16", "out": kind, "scales": "*fp32", "D": A, "stride": A}
         constants = {**part, "WIDE": 8192, "REST": 1024, "GELU": True}
         yield Launch(f"gelu-{emit}", quant.rows_kernel, arguments, constants, quant.warps_for(8192), 3)
+    for emit in ("int8", "fp8") if fp8 else ("int8",):
+        yield Launch(
+            f"quantize-time-{emit}",
+            quant.places_kernel,
+            {
+                "x": "*bf16",
+                "out": "*i8" if emit == "int8" else "*fp8e4nv",
+                "scales": "*fp32",
+                "D": A,
+                "frames": INT,
+                "places": INT,
+                "stride": A,
+            },
+            {"WIDE": 1024, "REST": 512, "FP8": emit == "fp8"},
+            quant.warps_for(1024),
+            3,
+        )
     yield Launch(
         "quantize-blocks",
         quant.blocks_kernel,

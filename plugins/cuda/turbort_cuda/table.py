@@ -77,6 +77,9 @@ def _rows() -> Iterator[Kernel]:
     for op, target in targets.items():
         yield Kernel(op, "triton", K + target, FLOATS, _width, TRITON | FP8, 20, emits=(*EMITS, "fp8-token"))
         yield Kernel(op, "triton-no-fp8", K + target, FLOATS, _width, TRITON, 10, emits=EMITS)
+    time = K + "quant:quantize_time"
+    yield Kernel("quantize_time", "triton", time, FLOATS, _width, TRITON | FP8, 20, emits=("int8-token", "fp8-token"))
+    yield Kernel("quantize_time", "triton-no-fp8", time, FLOATS, _width, TRITON, 10, emits=("int8-token",))
     yield Kernel("gated_residual", "triton", K + "norm:gated_residual", FLOATS, _width, TRITON, 20)
     yield Kernel("qk_norm_rope", "triton", K + "rope:qk_norm_rope", FLOATS, _width, TRITON, 20)
     yield Kernel("patchify", "triton", K + "patch:patchify", FLOATS, None, TRITON, 20)

@@ -26,9 +26,9 @@ def weights(spec):
     return {name: value.detach() * 1.0 for name, value in model.named_parameters()}
 
 
-def bound(spec, backend, registry, state, device=None):
-    """The model under a profile of the TPU plugin on a backend's device, and its plan."""
-    chosen = load_profile("tpu-v5e")
+def bound(spec, backend, registry, state, device=None, profile=None):
+    """The model under a profile (the TPU plugin's for a v5e) on a backend's device, and its plan."""
+    chosen = profile or load_profile("tpu-v5e")
     target = Target(backend, device or registry.devices(backend)[0])
     plan = make_plan(spec, chosen, registry, size=SIZE, frames=FRAMES, batch=2, target=target)
     model = build_dit(spec, chosen.attention)

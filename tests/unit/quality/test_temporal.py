@@ -58,3 +58,57 @@ def test_noise_of_a_quantiser_is_not_called_flicker() -> None:
 
 def test_a_single_frame_is_steady() -> None:
     assert temporal(clip(frames=1)).flicker == 0.0
+
+
+def scaled(frames: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """Every frame times its gain."""
+    return np.clip(frames * gains[:, None, None, None], 0, 255).round().astype(np.uint8)
+
+
+def latent_gains(frames: int, amount: float, seed: int | None = None) -> np.ndarray:
+    """1 + amount, 1 - amount, ... (or in random order) by latent frame, blended between them as a decoder does."""
+    count = frames // 4 + 2
+    signs = np.array([1.0, -1.0] * count)[:count]
+    if seed is not None:
+        signs = np.random.default_rng(seed).choice([-1.0, 1.0], count)
+    return 1 + amount * np.interp(np.arange(frames) / 4, np.arange(count), signs)
+
+
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_jitter_of_latent_frames_shows_more_than_between_neighbouring_frames(seed: int | None) -> None:
+    """1 % of brightness: half a level between neighbours, up to 2.5 levels between latent frames."""
+    from turbort.quality.metrics import psnr
+
+    steady = clip(frames=33, shift=1.0)
+    shaken = scaled(steady, latent_gains(33, 0.01, seed))
+    before, after = temporal(steady), temporal(shaken)
+    assert psnr(steady, shaken) > 40
+    assert ratio(after.latent, before.latent) > max(2.0, ratio(after.flicker, before.flicker))
+
+
+def test_what_leaves_the_picture_is_not_compared() -> None:
+    """A texture that moves out at one side and in at the other: without its edges it is as steady as the flow is exact."""
+    moving = temporal(clip(frames=17, shift=1.0))
+    assert moving.warp < 0.2
+    assert moving.flicker < 0.15
+    assert moving.latent < 0.2
+
+
+def test_latent_flicker_is_its_formula_on_a_still_video() -> None:
+    still = np.full((33, 64, 96, 3), 100, np.uint8)
+    signs = np.array([1.0 if t // 4 % 2 else -1.0 for t in range(33)])
+    assert temporal(scaled(still, 1 + 0.03 * signs)).latent == pytest.approx(2 * 3.0, abs=0.01)
+    assert temporal(scaled(still, 1 + 0.03 * signs), stride=8).latent == 0.0
+
+
+def test_an_even_fade_is_no_latent_flicker() -> None:
+    still = np.full((33, 64, 96, 3), 100, np.uint8)
+    fading = scaled(still, np.linspace(1.0, 1.32, 33))
+    assert temporal(fading).flicker == pytest.approx(1.0, abs=0.01)
+    assert temporal(fading).latent < 0.01
+
+
+def test_a_video_shorter_than_three_latent_frames_has_no_latent_flicker() -> None:
+    shaken = scaled(clip(frames=9, shift=0.0), np.array([1.0, 1, 1, 1, 1.05, 1, 1, 1, 1]))
+    assert temporal(shaken[:8]).latent == 0.0
+    assert temporal(shaken).latent > 4.0

@@ -29,6 +29,7 @@ SMALLEST = {
     "qk_norm_rope": ("t33-h3-d64",),
     "gelu_quant": ("t7-d5120",),
     "quantize": ("t7-d5120-int8-token", "t65-d768-spread-int8-block128", "t7-d5120-fp8-token"),
+    "quantize_time": ("b2-f5-p7-d1000-int8-token", "f3-p5-d8960-int8-token", "f5-p13-d768-strided-fp8-token"),
     "patchify": ("b2-c48-4x6x6-p222",),
     "causal_conv3d": ("b2-c8-o16-2x7x5-cache2",),
     "vae_norm_silu": ("b2-c192-2x5x5-mean", "c384-1x7x13", "c32-1x4x4-zeros"),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from turbort.errors import InputError, unknown
 from turbort.quant.qtensor import QTensor
+from turbort.quant.schemes import TIME_SCHEMES
 from turbort_cuda.kernels.common import FLOOR, gelu_tanh, nearest_int8, rounded_to, to_codes
 from turbort_cuda.launch import on, rows_of
 
@@ -78,6 +79,31 @@ def rows_kernel(
 
 
 @triton.jit
+def places_kernel(
+    x, out, scales, D, frames, places, stride, WIDE: tl.constexpr, REST: tl.constexpr, FP8: tl.constexpr
+):  # fmt: skip
+    """One place of a frame: the maximum over its rows in all frames, then their codes with one scale."""
+    start = tl.program_id(1).to(tl.int64) * frames * places + tl.program_id(0)
+    first = tl.arange(0, WIDE)
+    amax = 0.0
+    row = start
+    for _ in range(frames):
+        amax = tl.maximum(amax, tl.max(tl.abs(part_of(x + row * stride, first, first < D, False)), axis=0))
+        if REST:
+            second = WIDE + tl.arange(0, REST)
+            amax = tl.maximum(amax, tl.max(tl.abs(part_of(x + row * stride, second, second < D, True)), axis=0))
+        row += places
+    row = start
+    for _ in range(frames):
+        factor = row_factor(scales + row, amax, FP8)
+        store_part(out + row * D, part_of(x + row * stride, first, first < D, False), factor, first, D, True, FP8, False)
+        if REST:
+            second = WIDE + tl.arange(0, REST)
+            store_part(out + row * D, part_of(x + row * stride, second, second < D, True), factor, second, D, True, FP8, True)
+        row += places
+
+
+@triton.jit
 def blocks_kernel(x, out, scales, M, D, stride, tiles, EDGE: tl.constexpr, GELU: tl.constexpr):
     """One 128 x 128 block: q = saturate(round(x * 128 / amax)), s = amax / 128."""
     rows = tl.program_id(0) * EDGE + tl.arange(0, EDGE)
@@ -113,6 +139,29 @@ def quantize(x: Tensor, *, emit: str) -> QTensor:
 def gelu_quant(x: Tensor, *, emit: str | None = None) -> Tensor | QTensor:
     """`turbort.ops.gelu_quant`: tanh GELU rounded to x's dtype, then quantised to `emit`."""
     return _passed(x, emit, gelu=True)
+
+
+def quantize_time(x: Tensor, *, emit: str, frames: int) -> QTensor:
+    """`turbort.ops.quantize_time`: x [B, frames * P, K] in a token scheme whose scales are shared along time.
+
+    One program for a place: it reads its rows for their maximum and again for their codes, mostly from the cache. Raises
+    InputError for another scheme, or tokens that are no multiple of `frames`.
+    """
+    if emit not in TIME_SCHEMES:
+        raise unknown("quantisation scheme with scales shared along time", emit, TIME_SCHEMES)
+    if x.ndim != 3 or x.shape[1] % frames:
+        raise InputError(f"scales cannot be shared over {frames} frames: x is {'x'.join(map(str, x.shape))}")
+    rows, d = rows_of(x), x.shape[-1]
+    places = x.shape[1] // frames
+    out = torch.empty(x.shape, dtype=torch.int8 if emit == "int8-token" else torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+    wide, rest = widths(d)
+    if places and x.shape[0]:
+        with on(x.device):
+            places_kernel[(places, x.shape[0])](
+                rows, out, scales, d, frames, places, rows.stride(0), wide, rest, emit == "fp8-token", num_warps=warps_for(wide)
+            )
+    return QTensor(emit, out, scales, x.dtype)
 
 
 def _passed(x: Tensor, emit: str | None, *, gelu: bool) -> Tensor | QTensor:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
-from turbort.op import Slot, slots
+from turbort.op import Slot, counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ def shapes_of(args: tuple[Any, ...]) -> str:
 
 
 def _slots(step: Any) -> dict[str, Slot]:
-    return dict(slots(step)) if isinstance(step, nn.Module) else {}
+    return dict(counted(step)) if isinstance(step, nn.Module) else {}
 
 
 def _counts(step: Any) -> dict[str, int]:

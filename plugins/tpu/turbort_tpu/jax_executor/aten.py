@@ -172,6 +172,7 @@ TABLE: Table = {
     aten.squeeze: lambda x, dim=None: jnp.squeeze(x, _axes(dim)),
     aten.unsqueeze: jnp.expand_dims,
     aten.expand: _expand,
+    aten.repeat: lambda x, repeats: jnp.tile(x, tuple(repeats)),
     aten.cat: lambda parts, dim=0: jnp.concatenate(parts, axis=dim),
     aten.stack: lambda parts, dim=0: jnp.stack(parts, axis=dim),
     aten.slice: _slice,
