@@ -34,6 +34,7 @@ def launches(capability: int) -> Iterator[Launch]:
     """Every kernel at W's widths with the shipped configuration of this architecture."""
     fp8 = capability >= 89
     yield _linear8("linear-int8", capability, "i8", GELU)
+    yield _linear8("linear-int8-expand", capability, "i8", GELU, "wide-expand")
     yield _linear8("linear-int8-residual", capability, "i8", FLAGS)
     if fp8:
         yield _linear8("linear-fp8", capability, "fp8e4nv", FLAGS)
@@ -52,8 +53,8 @@ def launches(capability: int) -> Iterator[Launch]:
     yield from vae_launches(capability)
 
 
-def _linear8(name: str, capability: int, kind: str, flags: Mapping[str, Any]) -> Launch:
-    c = row("linear8", capability, "wide")
+def _linear8(name: str, capability: int, kind: str, flags: Mapping[str, Any], shape: str = "wide") -> Launch:
+    c = row("linear8", capability, shape)
     m, n, k, tma = c["BLOCK_M"], c["BLOCK_N"], c["BLOCK_K"], bool(c.get("tma"))
     arguments = {**_operands(kind, m, n, k, tma, n // 2 if c.get("halves") else n), "x_scale": "*fp32", "w_scale": "*fp32"}
     arguments |= {**BIAS, **SIZES, "stride_w": A}
@@ -186,7 +187,8 @@ def _gluon(name: str, capability: int, mode: str, *, sparse: bool) -> Launch:
         "v": f"tensordesc<{'fp8e4nv' if fp8 else 'bf16'}[128, 128],{values!r}>",
     }
     arguments = {key: kind for key, kind in plain.arguments.items() if not key.startswith(("stride_k", "stride_v"))}
-    constants = {"M": 64, "N": 128, "D": 128, "FP8": fp8, "SPARSE": sparse, "LINEAR": sparse, "STAGES": 3 if fp8 else 2, "FLOOR": 1e-8}
+    constants = {"M": 64, "N": 128, "D": 128, "FP8": fp8, "SPARSE": sparse, "LINEAR": sparse}
+    constants |= {"STAGES": 3 if fp8 else 2, "FLOOR": 1e-8}
     return Launch(name, attention_hopper.hopper_attention_kernel, arguments | descriptors, constants, 4, 2, "s8")
 
 

@@ -15,7 +15,7 @@ from turbort.backend import Device
 from turbort.ops.block_map import chosen_blocks
 from turbort.plan import Plan
 from turbort_cuda import variants
-from turbort_cuda.configs import conv_class, row, shape_class
+from turbort_cuda.configs import conv_class, linear_class, row, shape_class
 from turbort_cuda.launch import capability
 from turbort_cuda.tuning import save as keep
 
@@ -106,7 +106,7 @@ def contests(
         def linear(config: variants.Config, x: Any = x, weight: Any = weight) -> Any:
             return linear8.linear(x, weight, config=config)
 
-        yield Contest("linear8", f"{n}x{k}", 2.0 * m * n * k, tuple(variants.linears()), linear, "wide")
+        yield Contest("linear8", f"{n}x{k}", 2.0 * m * n * k, tuple(variants.linears()), linear, linear_class(m, n, k))
     for tokens, heads, width in sorted(attention):
         q, k_, v = (torch.randn(1, tokens, heads, width, device=device).to(torch.bfloat16) for _ in range(3))
         proj = (torch.randn(width, width, device=device) * width**-0.5).to(torch.bfloat16)

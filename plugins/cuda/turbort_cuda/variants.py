@@ -32,6 +32,7 @@ def linears() -> Iterator[Config]:
     yield {**first, "GROUP": 16}
     yield {**first, "flatten": True}
     yield {**first, "flatten": True, "stages": 3}
+    yield {**first, "flatten": True, "BLOCK_M": 256, "BLOCK_N": 128}
     yield {**first, "BLOCK_N": 128, "halves": False}
     yield {**first, "BLOCK_N": 128, "halves": False, "stages": 2, "warps": 4, "per_sm": 2}
 

@@ -199,12 +199,13 @@ def launch(
     int8, fp8 = ready.codes is not None, ready.v_codes is not None
     keys: Any = k if ready.codes is None else ready.codes
     values: Any = v if ready.v_codes is None else ready.v_codes
-    tma = bool(config.get("tma")) and ready.codes is not None and describable(ready.codes.view(-1, d))
+    chosen = ready.blocks if lut is None else lut.shape[-1]
+    # With one block, 64 rows and e4m3, Triton 3.6 makes NaN of every other row on an H100 when tiles come by TMA.
+    tma = bool(config.get("tma")) and chosen > 1 and ready.codes is not None and describable(ready.codes.view(-1, d))
     if tma:
         keys = descriptor(keys.view(-1, d), cols, d)
         if fp8:
             values = descriptor(values.view(-1, values.shape[-1]), d, cols)
-    chosen = ready.blocks if lut is None else lut.shape[-1]
     given = (ready.k_scales, ready.v_scales, lut, ready.state, ready.totals, proj, proj_bias)
     with on(q.device):
         attention_kernel[triton.cdiv(lq, rows), batch * heads](

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from turbort.errors import InputError
 from turbort.quant.qtensor import QTensor
-from turbort_cuda.configs import shape_class
+from turbort_cuda.configs import linear_class
 from turbort_cuda.kernels.common import finish, tile_of
 from turbort_cuda.kernels.epilogue import epilogue, unpack_input
 from turbort_cuda.kernels.quant import activations
@@ -140,7 +140,7 @@ def linear(
     end = epilogue(shape, n, dtype, device, bias, activation, residual, gate)
     if m == 0:
         return end.finished()
-    chosen = dict(config or pick("linear8", capability(device), shape_class(m), f"{n}x{k}"))
+    chosen = dict(config or pick("linear8", capability(device), linear_class(m, n, k), f"{n}x{k}"))
     block = chosen["BLOCK_M"], chosen["BLOCK_N"], chosen["BLOCK_K"]
     tma = bool(chosen.get("tma")) and all(map(describable, (rows, weight.values, end.out)))
     halves = bool(chosen.get("halves"))
