@@ -102,7 +102,7 @@ class Experts:
         target = host if setting.residency.offload else torch.device(setting.device.torch_name)
         dtype = getattr(torch, DTYPES[setting.profile.precision.compute])
         binder = Binder(model, setting.plan, "dit", setting.registry, device=target, dtype=dtype)
-        if setting.residency.offload or setting.watch.mode in ("off", "warn"):
+        if setting.residency.offload or not setting.watch.switches:
             return model, binder, None
         board = Switchboard(setting.watch.groups, slots(model), setting.registry, target)
         binder.also = board.take
