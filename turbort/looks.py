@@ -75,6 +75,11 @@ class Trend:
     label: str
 
     @property
+    def tells(self) -> bool:
+        """Whether unrelated numbers would show such a correlation in fewer than one of twenty cases."""
+        return abs(self.correlation) > 1.96 / math.sqrt(self.clips - 1)
+
+    @property
     def hard(self) -> str:
         """`low` where smaller values go with larger errors."""
         return "low" if self.correlation < 0 else "high"

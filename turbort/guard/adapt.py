@@ -104,5 +104,5 @@ def _sent(value: Tensor) -> Read:
 def report(strengths: Strengths | None, adaptation: Adaptation | None) -> dict[str, Any]:
     """The part of a run report on levels: whether they were chosen, by what, and how it went."""
     if strengths is None:
-        return {"enabled": False}
+        return {"enabled": False}  # also in a replay, whose policy holds what the levels were
     return {"enabled": adaptation is not None, **strengths.as_data(), "videos": adaptation.as_data() if adaptation else []}

@@ -132,6 +132,12 @@ def _by_quantiles(calibration: Calibration, profile: Profile, plan: Plan, levels
     if first is None:
         note = f"the calibration knows no error of a whole step or video at {precision}"
         return Strengths(wish.per, "", 0, note=note)
+    if wish.hard == "auto" and not first.tells:
+        note = (
+            f"{first.signal} does not tell hard videos from easy ones: rank correlation {first.correlation:+.2f} with their "
+            f"errors at {first.precision} over {first.clips} videos"
+        )
+        return Strengths(wish.per, "", 0, note=note)
     steps = min(len(video.looks) for video in videos)
     # The last two steps' signals come too late for any decision.
     later = range(2, steps - 1) if wish.per == "step" else ()

@@ -76,6 +76,9 @@ class Monitor:
         self._warned: set[str] = set()
         self._steps: list[frozenset[str]] = []
         self._begun = False
+        self._close: frozenset[str] = frozenset()
+        self.in_turns = False
+        """Whether quiet sites need not be sampled at every step: a step that is replayed has every copy in it anyway."""
         if probes is not None:
             for group in watch.groups:
                 self._attach(group, probes, sites[group.probe.partition("/")[2]])
@@ -96,6 +99,7 @@ class Monitor:
     def begin(self) -> None:
         """A new video: a job's frames must not depend on what was made before it."""
         self._keep()
+        self._close = frozenset()
         self.step = 0
         self._calm.clear()
         if self.board is not None:
@@ -111,6 +115,8 @@ class Monitor:
     def before(self, level: frozenset[str] = frozenset()) -> None:
         """Put the kernels of this step in place: those of its strength level, and what has been promoted."""
         self.step += 1
+        if self.probes is not None and self.in_turns:
+            self.probes.turn(self.step, self._close | (self.board.promoted if self.board is not None else frozenset()))
         if self.board is None:
             return
         if self.watch.policy is not None:
@@ -124,6 +130,7 @@ class Monitor:
             self._steps += [self.board.active] if self.board is not None else []
             return False
         shares = dict(zip((group.name for group in self.watch.groups), self.probes.shares(), strict=True))
+        self._close = frozenset(name for name, share in shares.items() if share >= self.watch.threshold / 2)
         self._shares = {name: max(share, self._shares.get(name, 0.0)) for name, share in shares.items()}
         if self.watch.mode != "promote" or self.board is None:
             self._warn(shares)

@@ -1,0 +1,312 @@
+"""Do levels that follow the content beat uniform ones? Predicted time and measured error on the plane of both.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.adaptive [--clips 24] [--calibration FILE] [--out FILE]
+
+Calibrates the model on captions of its own (or reads FILE), plans two levels on each of two ladders, and makes every clip
+unquantised, at either level, with the strong level in the first step only, and as the plan's thresholds choose (every sixth clip
+in a run of its own, whose frames must be those of the same levels set by hand).
+Captions of one and of two objects alternate; those that are measured were not calibrated. Times are predicted, by the roofline
+of a core with INT8 instructions: on a CPU without them float wins and there is nothing to trade. Errors are those of whole videos
+against the unquantised ones from the same noise.
+
+* `int8`: the knapsack's plans for 45 and 52 dB from 8 bits up. `int4`: every linear in w4a8, and every second kernel.
+* The line is that of clips drawn by lot: the share that makes a contender's time, at the strong level.
+* A lot picks as many clips as `adaptive` does, at random (the mean over all draws); `hindsight` picks those that gain most; `probe`
+  those whose first step differs most between the two levels, which costs a step of the weak level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.machine import commit, describe_machine
+from turbort.calibrate.run import Subject, calibrate
+from turbort.calibration import Calibration
+from turbort.guard.adapt import Adaptation
+from turbort.guard.levels import make_levelled_plan
+from turbort.guard.strength import Strengths
+from turbort.job import Job
+from turbort.kernel_times import KernelTimes
+from turbort.looks import SIGNALS, spearman
+from turbort.models.signal import measure
+from turbort.models.spec import ModelSpec, get_model
+from turbort.plan import Plan
+from turbort.planner import find_target
+from turbort.policy import Evidence
+from turbort.profile import Profile, load_profile
+from turbort.registry import Registry
+from turbort.request import grammar_warning
+from turbort.session import Session
+
+COLOURS = ("red", "green", "blue", "yellow", "purple", "cyan")
+SHAPES = ("circle", "square", "triangle", "star")
+MOTIONS = ("moves right", "moves left", "moves up", "moves down", "moves diagonally up and to the right", "bounces up and down",
+           "bounces left and right", "rotates", "grows", "shrinks")  # fmt: skip
+CALIBRATED, DRAWS = 24, 2000
+SCHEDULES = ("low", "high", "high first")
+CHECKED = 6
+"""Every so many clips are made once more with the levels chosen on the way."""
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    p.add_argument("--clips", type=int, default=24)
+    p.add_argument("--calibration", type=Path, help="read it, or write it there where there is none")
+    p.add_argument("--out", type=Path)
+    args = p.parse_args()
+    spec, registry = get_model("tiny"), Registry()
+    made = calibrated(spec, registry, args.calibration)
+    jobs = [Job(text, seed=number).resolved(spec) for number, text in enumerate(captions(args.clips, seed=2, spec=spec))]
+    exact = exact_videos(spec, registry, jobs)
+    ladders = {}
+    for name, profile in (("int8", int8()), ("int4", int4())):
+        target = find_target(profile, registry)
+        plan = make_levelled_plan(spec, profile, registry, target=target, evidence=Evidence(made, KernelTimes({})))
+        forced = forced_levels(plan, spec, profile, registry, made)
+        ladder = Ladder(name, profile, plan, forced)
+        ladders[name] = ladder.measured(spec, registry, jobs, exact)
+        show(name, ladders[name])
+    if args.out:
+        head = {"benchmark": "adaptive", "commit": commit(), "machine": describe_machine(), "model": spec.name}
+        head |= {"weights": dict(made.header["checkpoints"]), "clips": len(jobs), "calibrated": len(made.videos)}
+        args.out.write_text(json.dumps({**head, "ladders": ladders}, indent=1) + "\n", encoding="utf-8")
+
+
+def captions(count: int, *, seed: int, spec: ModelSpec) -> list[str]:
+    """One object and two objects in turn."""
+    draw, found = random.Random(seed), []
+    for number in range(count):
+        one, other = draw.sample(COLOURS, 2)
+        text = f"a {one} {draw.choice(SHAPES)} {draw.choice(MOTIONS)}"
+        found.append(f"{text} while a {other} {draw.choice(SHAPES)} {draw.choice(MOTIONS)}" if number % 2 else text)
+    outside = grammar_warning(found, spec)
+    if outside:
+        raise SystemExit(outside)
+    return found
+
+
+def calibrated(spec: ModelSpec, registry: Registry, path: Path | None) -> Calibration:
+    if path and path.is_file():
+        return Calibration.load(path)
+    profile = load_profile("cpu")
+    assert spec.root is not None
+    subject = Subject(spec, profile, registry, find_target(profile, registry), spec.root)
+    jobs = [Job(text, seed=1000 + number) for number, text in enumerate(captions(CALIBRATED, seed=1, spec=spec))]
+    made = calibrate(subject, jobs, linears=("w8a8", "w4a8"), every_link=True)
+    if path:
+        path.write_text(made.dumps(), encoding="utf-8")
+    return made
+
+
+def changed(**sections: dict[str, Any]) -> Profile:
+    profile = load_profile("cpu")
+    sections = {"monitor": {"on_outlier": "ignore"}, **sections}
+    return profile.model_copy(update={key: getattr(profile, key).model_copy(update=new) for key, new in sections.items()})
+
+
+def linear(least: str, most: str) -> dict[str, Any]:
+    return {"linear": load_profile("cpu").precision.linear.model_copy(update={"max": most, "min": least})}
+
+
+def int8() -> Profile:
+    precision = {**linear("w8a8", "w8a8"), "attention": "int8", "policy": "budget"}
+    return changed(precision=precision, adaptive={"enabled": True, "levels": (45.0, 52.0)})
+
+
+def int4() -> Profile:
+    return changed(precision={**linear("w4a8", "w4a8"), "policy": "rules"}, adaptive={"enabled": True})
+
+
+def forced_levels(plan: Plan, spec: ModelSpec, profile: Profile, registry: Registry, made: Calibration) -> Plan:
+    """The same plan with levels even where the calibration advises against them (`hard` is then the correlation's sign)."""
+    found = Strengths.of(plan.header)
+    assert found is not None
+    if found.works:
+        return plan
+    print(f"the plan says: {found.describe()[0]}")
+    sign = "low" if "correlation -" in found.note else "high"
+    insisting = profile.model_copy(update={"adaptive": profile.adaptive.model_copy(update={"hard": sign})})
+    target = find_target(profile, registry)
+    return make_levelled_plan(spec, insisting, registry, target=target, evidence=Evidence(made, KernelTimes({})))
+
+
+class Fixed:
+    """Stands in for `Adaptation`: the strong level in the steps that are named."""
+
+    def __init__(self, strengths: Strengths, strong: Sequence[int]) -> None:
+        self.strengths, self.strong, self.step = strengths, set(strong), 0
+
+    def begin(self, prompts: Sequence[str]) -> None:
+        self.step = 0
+
+    def level(self, t: float) -> frozenset[str]:
+        self.step += 1
+        return self.strengths.levels[-1 if self.step in self.strong else 0].promoted
+
+    def seen(self, clean: Tensor) -> None:
+        pass
+
+    def as_data(self) -> list[dict[str, Any]]:
+        return []
+
+
+@dataclass
+class Made:
+    """One video: frames in [0, 1], and the clean latents that its first step predicted."""
+
+    frames: np.ndarray
+    first: Tensor
+
+    def mse(self, other: Made) -> float:
+        return max(float(np.square(self.frames - other.frames).mean()), 1e-10)
+
+
+@torch.inference_mode()
+def video(session: Session, job: Job) -> Made:
+    states = list(session.denoiser([job], session._embed([job])).steps(job, [job.seed]))
+    _, frames = session.decode(states[-1].x, replace(job, out=None))
+    return Made(np.asarray(frames, dtype=np.float32) / 255, states[0].clean)
+
+
+def exact_videos(spec: ModelSpec, registry: Registry, jobs: Sequence[Job]) -> list[Made]:
+    with Session.open(spec, changed(precision=linear("fp32", "fp32")), registry=registry, jobs=jobs[:1]) as session:
+        return [video(session, job) for job in jobs]
+
+
+@dataclass
+class Ladder:
+    """Two levels of one profile, and what all schedules make of every clip."""
+
+    name: str
+    profile: Profile
+    advised: Plan
+    plan: Plan
+
+    def measured(self, spec: ModelSpec, registry: Registry, jobs: Sequence[Job], exact: Sequence[Made]) -> dict[str, Any]:
+        strengths = Strengths.of(self.plan.header)
+        assert strengths is not None
+        steps = jobs[0].steps or spec.preset.steps
+        strong = {"low": (), "high": range(1, steps + 1), "high first": (1,)}
+        rows = []
+        with Session.open(spec, self.profile, registry=registry, plan=self.plan, jobs=jobs[:1]) as session:
+            following = Adaptation(strengths, session.device)
+            for number, (job, truth) in enumerate(zip(jobs, exact, strict=True)):
+                made = {}
+                for schedule, numbers in strong.items():
+                    session.adaptation = Fixed(strengths, numbers)  # type: ignore[assignment]
+                    made[schedule] = video(session, job)
+                seen = measure(made["high"].first)[0].tolist()
+                later = strengths.cuts[0].level([seen[SIGNALS.index(strengths.signal)]])
+                levels = [strengths.begin, *[later] * (steps - 1)]
+                if number % CHECKED == 0:
+                    session.adaptation = following
+                    mine = video(session, job)
+                    same = [row["level"] for row in following.as_data()[-1]["steps"]] == levels
+                    if not same or not np.array_equal(mine.frames, made["high" if later else "high first"].frames):
+                        raise SystemExit(f"{job.prompt}: a run does not do what its levels {levels} do when set by hand")
+                gradient, motion = measure(truth.first)[0].tolist()
+                rows.append(
+                    {
+                        "caption": job.prompt,
+                        "objects": 1 + (" while " in job.prompt),
+                        "levels": levels,
+                        "gradient": gradient,
+                        "motion": motion,
+                        "first_step_error": float((made["low"].first - truth.first).square().mean()),
+                        "mse": {name: clip.mse(truth) for name, clip in made.items()},
+                    }
+                )
+        return summed(strengths, self.advised, rows, steps)
+
+
+def summed(strengths: Strengths, advised: Plan, rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+    low, high = (strengths.levels[i].ms or 0.0 for i in (0, -1))
+    chosen = np.array([row["levels"][1] > 0 for row in rows])
+    mse = {name: np.array([row["mse"][name] for row in rows]) for name in SCHEDULES}
+    hindsight = largest(mse["high first"] - mse["high"], int(chosen.sum()))
+    probe = largest(np.array([row["first_step_error"] for row in rows]), int(chosen.sum()))
+    spent = {"low": 0.0, "high": 1.0, "high first": 1 / steps}
+    spent["adaptive"] = spent["hindsight"] = 1 / steps + (1 - 1 / steps) * float(chosen.mean())
+    picked = {**mse, "adaptive": np.where(chosen, mse["high"], mse["high first"])}
+    picked["hindsight"] = np.where(hindsight, mse["high"], mse["high first"])
+    picked["probe"] = np.where(probe, mse["high"], mse["high first"])
+    # The weak level's first step is computed, too, to be compared with the strong one's: a step of the weak level more.
+    spent["probe"] = spent["adaptive"] + low / (steps * (high - low))
+    table = [contender(name, low + (high - low) * spent[name], spent[name], values, mse) for name, values in picked.items()]
+    share = float(chosen.mean())
+    lot = share * db(mse["high"]) + (1 - share) * db(mse["high first"])
+    against = {name: np.array([row[name] for row in rows]) for name in ("gradient", "motion", "first_step_error")}
+    return {
+        "advice": Strengths.of(advised.header).describe(),  # type: ignore[union-attr]
+        "levels": [{**level.as_data(), "promoted": len(level.promoted)} for level in strengths.levels],
+        "cuts": [cut.as_data() for cut in strengths.cuts],
+        "signal": strengths.signal,
+        "contenders": table,
+        "adaptive_over_lot_db": interval(np.where(chosen, db(mse["high"]), db(mse["high first"])) - lot),
+        "correlation": {
+            name: {target: round(spearman(values.tolist(), mse[target].tolist()), 3) for target in ("low", "high first", "high")}
+            for name, values in against.items()
+        },
+        "clips": rows,
+    }
+
+
+def largest(values: np.ndarray, count: int) -> np.ndarray:
+    """A mask of the `count` largest."""
+    mask = np.zeros(len(values), bool)
+    mask[np.argsort(-values)[:count]] = True
+    return mask
+
+
+def db(values: np.ndarray) -> np.ndarray:
+    return -10 * np.log10(values)
+
+
+def contender(name: str, ms: float, spent: float, mine: np.ndarray, mse: dict[str, np.ndarray]) -> dict[str, Any]:
+    """A point on the plane, and how far it lies above the line between the uniform levels at its time: in dB, and in MSE."""
+    line = (1 - spent) * db(mse["low"]) + spent * db(mse["high"])
+    line_mse = (1 - spent) * mse["low"] + spent * mse["high"]
+    return {
+        "name": name,
+        "ms": round(ms, 4),
+        "psnr": round(float(db(mine).mean()), 3),
+        "worst_psnr": round(float(db(mine).min()), 2),
+        "mse": float(f"{mine.mean():.4g}"),
+        "above_line_db": interval(db(mine) - line),
+        "mse_over_line": round(float(mine.mean() / line_mse.mean()), 3),
+    }
+
+
+def interval(differences: np.ndarray) -> list[float]:
+    """Mean over clips, and the 5 % and 95 % points of it over clips drawn anew."""
+    draw = np.random.default_rng(0)
+    means = [differences[draw.integers(0, len(differences), len(differences))].mean() for _ in range(DRAWS)]
+    return [round(float(value), 3) for value in (differences.mean(), *np.quantile(means, (0.05, 0.95)))]
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    print(f"\n{name}: " + "\n".join(found["advice"]))
+    for row in found["contenders"]:
+        mean, least, most = row["above_line_db"]
+        place = f"{row['ms']:8.3f} ms  {row['psnr']:6.2f} dB (worst {row['worst_psnr']:5.2f})  mse {row['mse']:.3g}"
+        above = f"above the line {mean:+.2f} dB [{least:+.2f}, {most:+.2f}], mse x {row['mse_over_line']:.2f}"
+        print(f"  {row['name']:11} {place}  {above}")
+    print(f"  adaptive over a lot of as many clips: {found['adaptive_over_lot_db']}")
+    print(f"  rank correlations with the error of each schedule: {found['correlation']}")
+    one, two = (statistics.mean(row["levels"][1] > 0 for row in found["clips"] if row["objects"] == n) for n in (1, 2))
+    print(f"  strong level: {one:.0%} of clips with one object, {two:.0%} with two", flush=True)
+
+
+if __name__ == "__main__":
+    main()
