@@ -11,8 +11,8 @@ against the unquantised ones from the same noise.
 
 * `int8`: the knapsack's plans for 45 and 52 dB from 8 bits up. `int4`: every linear in w4a8, and every second kernel.
 * The line is that of clips drawn by lot: the share that makes a contender's time, at the strong level.
-* A lot picks as many clips as `adaptive` does, at random (the mean over all draws); `hindsight` picks those that gain most; `probe`
-  those whose first step differs most between the two levels, which costs a step of the weak level.
+* A lot picks as many clips as `adaptive` does, at random (the mean over all draws); `hindsight` picks those that gain most; `by
+  gradient` and `by motion` pick by the calibrated median of that signal.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from turbort.guard.levels import make_levelled_plan
 from turbort.guard.strength import Strengths
 from turbort.job import Job
 from turbort.kernel_times import KernelTimes
-from turbort.looks import SIGNALS, spearman
-from turbort.models.signal import measure
+from turbort.looks import ERROR, SIGNALS, cuts, spearman, trend
+from turbort.models.signal import difference, measure
 from turbort.models.spec import ModelSpec, get_model
 from turbort.plan import Plan
 from turbort.planner import find_target
@@ -74,7 +74,7 @@ def main() -> None:
         target = find_target(profile, registry)
         plan = make_levelled_plan(spec, profile, registry, target=target, evidence=Evidence(made, KernelTimes({})))
         forced = forced_levels(plan, spec, profile, registry, made)
-        ladder = Ladder(name, profile, plan, forced)
+        ladder = Ladder(name, profile, plan, forced, made)
         ladders[name] = ladder.measured(spec, registry, jobs, exact)
         show(name, ladders[name])
     if args.out:
@@ -192,6 +192,7 @@ class Ladder:
     profile: Profile
     advised: Plan
     plan: Plan
+    calibration: Calibration
 
     def measured(self, spec: ModelSpec, registry: Registry, jobs: Sequence[Job], exact: Sequence[Made]) -> dict[str, Any]:
         strengths = Strengths.of(self.plan.header)
@@ -206,8 +207,9 @@ class Ladder:
                 for schedule, numbers in strong.items():
                     session.adaptation = Fixed(strengths, numbers)  # type: ignore[assignment]
                     made[schedule] = video(session, job)
-                seen = measure(made["high"].first)[0].tolist()
-                later = strengths.cuts[0].level([seen[SIGNALS.index(strengths.signal)]])
+                signals = dict(zip(SIGNALS, measure(made["high"].first)[0].tolist(), strict=True))
+                signals[ERROR] = float(difference(made["high"].first, made["low"].first))
+                later = strengths.cuts[0].level([signals[strengths.signal]])
                 levels = [strengths.begin, *[later] * (steps - 1)]
                 if number % CHECKED == 0:
                     session.adaptation = following
@@ -215,38 +217,39 @@ class Ladder:
                     same = [row["level"] for row in following.as_data()[-1]["steps"]] == levels
                     if not same or not np.array_equal(mine.frames, made["high" if later else "high first"].frames):
                         raise SystemExit(f"{job.prompt}: a run does not do what its levels {levels} do when set by hand")
-                gradient, motion = measure(truth.first)[0].tolist()
                 rows.append(
                     {
                         "caption": job.prompt,
                         "objects": 1 + (" while " in job.prompt),
                         "levels": levels,
-                        "gradient": gradient,
-                        "motion": motion,
-                        "first_step_error": float((made["low"].first - truth.first).square().mean()),
+                        **signals,
                         "mse": {name: clip.mse(truth) for name, clip in made.items()},
                     }
                 )
-        return summed(strengths, self.advised, rows, steps)
+                print(f"{self.name} {number + 1}: {db(np.array(list(rows[-1]['mse'].values()))).round(1)}", flush=True)
+        return summed(strengths, self.advised, rows, steps, self.calibration)
 
 
-def summed(strengths: Strengths, advised: Plan, rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+def summed(
+    strengths: Strengths, advised: Plan, rows: list[dict[str, Any]], steps: int, calibration: Calibration
+) -> dict[str, Any]:
     low, high = (strengths.levels[i].ms or 0.0 for i in (0, -1))
     chosen = np.array([row["levels"][1] > 0 for row in rows])
     mse = {name: np.array([row["mse"][name] for row in rows]) for name in SCHEDULES}
     hindsight = largest(mse["high first"] - mse["high"], int(chosen.sum()))
-    probe = largest(np.array([row["first_step_error"] for row in rows]), int(chosen.sum()))
     spent = {"low": 0.0, "high": 1.0, "high first": 1 / steps}
-    spent["adaptive"] = spent["hindsight"] = 1 / steps + (1 - 1 / steps) * float(chosen.mean())
-    picked = {**mse, "adaptive": np.where(chosen, mse["high"], mse["high first"])}
-    picked["hindsight"] = np.where(hindsight, mse["high"], mse["high first"])
-    picked["probe"] = np.where(probe, mse["high"], mse["high first"])
-    # The weak level's first step is computed, too, to be compared with the strong one's: a step of the weak level more.
-    spent["probe"] = spent["adaptive"] + low / (steps * (high - low))
+    picked = dict(mse)
+    # Where the levels are compared, the weak level's first step is computed, too: its time as a share of what the levels lie apart.
+    compared = low / (steps * (high - low))
+    masks = {"adaptive": chosen, "hindsight": hindsight, **{f"by {name}": by(name, rows, calibration) for name in SIGNALS}}
+    for name, mask in masks.items():
+        picked[name] = np.where(mask, mse["high"], mse["high first"])
+        extra = compared if name == "adaptive" and strengths.signal == ERROR else 0.0
+        spent[name] = 1 / steps + (1 - 1 / steps) * float(mask.mean()) + extra
     table = [contender(name, low + (high - low) * spent[name], spent[name], values, mse) for name, values in picked.items()]
     share = float(chosen.mean())
     lot = share * db(mse["high"]) + (1 - share) * db(mse["high first"])
-    against = {name: np.array([row[name] for row in rows]) for name in ("gradient", "motion", "first_step_error")}
+    against = {name: np.array([row[name] for row in rows]) for name in (*SIGNALS, ERROR)}
     return {
         "advice": Strengths.of(advised.header).describe(),  # type: ignore[union-attr]
         "levels": [{**level.as_data(), "promoted": len(level.promoted)} for level in strengths.levels],
@@ -260,6 +263,15 @@ def summed(strengths: Strengths, advised: Plan, rows: list[dict[str, Any]], step
         },
         "clips": rows,
     }
+
+
+def by(signal: str, rows: list[dict[str, Any]], calibration: Calibration) -> np.ndarray:
+    """The clips that get the strong level when a signal's calibrated median decides, whether the calibration advises it or not."""
+    found = trend(calibration.videos, signal, 1, "w8a8")
+    assert found is not None
+    (at,) = cuts(calibration.videos, found, found.hard, [0.5])
+    values = np.array([row[signal] for row in rows])
+    return values <= at if found.hard == "low" else values >= at
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:

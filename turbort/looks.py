@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SIGNALS = ("gradient", "motion")
+ERROR = "error"
+"""The signal that compares two levels' predictions in the first step."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,30 @@ class Look:
 
 @dataclass(frozen=True)
 class Video:
-    """The steps of one calibrated video; `mse` is the pixel error of whole videos by precision, where they were made."""
+    """The steps of one calibrated video.
+
+    Where whole videos were made at a precision, `mse` is their pixel error, and `first` how far the clean latents that their
+    first step predicts moved, relative to those latents' variance.
+    """
 
     looks: tuple[Look, ...] = ()
     mse: Mapping[str, float] = field(default_factory=dict)
+    first: Mapping[str, float] = field(default_factory=dict)
 
     def as_data(self) -> dict[str, Any]:
         """Plain data that `Video.of` reads."""
-        return {"looks": [look.as_data() for look in self.looks], "mse": dict(self.mse)}
+        return {"looks": [look.as_data() for look in self.looks], "mse": dict(self.mse), "first": dict(self.first)}
 
     @staticmethod
     def of(row: Mapping[str, Any]) -> Video:
-        mse = {str(name): float(value) for name, value in row["mse"].items()}
-        return Video(tuple(map(Look.of, row["looks"])), mse)
+        mse, first = ({str(name): float(value) for name, value in row[key].items()} for key in ("mse", "first"))
+        return Video(tuple(map(Look.of, row["looks"])), mse, first)
+
+    def value(self, signal: str, step: int, precision: str) -> float | None:
+        """A signal at a step, counted from 1; None where it was not recorded."""
+        if signal == ERROR:
+            return self.first.get(precision) if step == 1 else None
+        return float(getattr(self.looks[step - 1], signal)) if len(self.looks) >= step else None
 
     def error(self, precision: str) -> float | None:
         """How hard the video was: its pixel error where known, else the error its steps felt; None where neither was recorded."""
@@ -87,11 +100,11 @@ class Trend:
 
 def trend(videos: Sequence[Video], signal: str, step: int, precision: str) -> Trend | None:
     """The trend over the videos that have this step (counted from 1) and an error at `precision`; None with fewer than three."""
-    rows = [(video, video.error(precision)) for video in videos if len(video.looks) >= step]
-    known = [(getattr(video.looks[step - 1], signal), error) for video, error in rows if error is not None]
+    rows = [(video.value(signal, step, precision), video.error(precision)) for video in videos]
+    known = [(value, error) for value, error in rows if value is not None and error is not None]
     if len(known) < 3:
         return None
-    label = "video" if all(precision in video.mse for video, error in rows if error is not None) else "felt"
+    label = "video" if all(precision in video.mse for video in videos) else "felt"
     return Trend(signal, step, precision, spearman(*zip(*known, strict=True)), len(known), label)
 
 
@@ -101,9 +114,10 @@ def best_trend(videos: Sequence[Video], signals: Iterable[str], step: int, preci
     return max(found, key=lambda row: abs(row.correlation), default=None)
 
 
-def cuts(videos: Sequence[Video], signal: str, step: int, hard: str, quantiles: Sequence[float]) -> list[float]:
-    """Values of the signal at a step that leave these shares of the videos, the easiest first, on the easy side."""
-    values = sorted(getattr(video.looks[step - 1], signal) for video in videos if len(video.looks) >= step)
+def cuts(videos: Sequence[Video], row: Trend, hard: str, quantiles: Sequence[float]) -> list[float]:
+    """Values of a trend's signal at its step that leave these shares of the videos, the easiest first, on the easy side."""
+    found = (video.value(row.signal, row.step, row.precision) for video in videos)
+    values = sorted(value for value in found if value is not None)
     return [quantile(values, share if hard == "high" else 1.0 - share) for share in quantiles]
 
 

@@ -20,8 +20,9 @@ class Adaptive(Section):
     per: Literal["clip", "step"] = "clip"
     """`clip`: decided once, on what the first step predicts; `step`: anew before each step, on what the last step but one
     predicted, so that no device waits for the host."""
-    signal: Literal["auto", "gradient", "motion"] = "auto"
-    """What is looked at in the predicted clean latents; `auto` takes the one that calibration found to go with errors best."""
+    signal: Literal["auto", "gradient", "motion", "error"] = "auto"
+    """What is looked at in the predicted clean latents: how much neighbours or frames differ, or how far the first step's move
+    between the strongest and the weakest level, which costs one more pass; `auto` as calibration found to go with errors best."""
     hard: Literal["auto", "high", "low"] = "auto"
     """Which values of the signal ask for more precision; `auto` as calibration found."""
     begin: Literal["low", "high"] = "high"
@@ -53,6 +54,8 @@ class Adaptive(Section):
             raise ValueError("quantiles must rise")
         if self.thresholds and "auto" in (self.signal, self.hard):
             raise ValueError("thresholds belong to one signal; write signal: gradient (or motion) and hard: high (or low)")
+        if self.signal == "error" and self.per == "step":
+            raise ValueError("signal error compares the levels in the first step only; write per: clip")
         ordered = self.thresholds if self.hard != "low" else self.thresholds[::-1]
         if any(high < low for low, high in pairwise(ordered)):
             raise ValueError(f"thresholds must {'fall' if self.hard == 'low' else 'rise'} from level to level")

@@ -10,6 +10,7 @@ import numpy
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
+from torch import Tensor
 
 from turbort.calibrate.model import LINEARS, Watched
 from turbort.calibration import Calibration, Link
@@ -24,7 +25,7 @@ from turbort.looks import Look, Video
 from turbort.memory import Residency
 from turbort.models.files import locate
 from turbort.models.sampler import Step
-from turbort.models.signal import measure
+from turbort.models.signal import difference, measure
 from turbort.models.spec import ModelSpec
 from turbort.plan import Plan
 from turbort.planner import DTYPES, Target
@@ -125,9 +126,10 @@ def calibrate(
     linked = resolved if every_link else resolved[:1]
     exact = list(_videos(subject, profile.precision.compute, linked, on_event)) if links else []
     errors = {precision: _errors(_videos(subject, precision, linked, on_event), exact) for precision in links}
-    made_at = [Link(name, predicted(made, name), sum(row) / len(row), len(row)) for name, row in errors.items()]
+    made_at = [Link(name, predicted(made, name), sum(mse for mse, _ in row) / len(row), len(row)) for name, row in errors.items()]
     for number in range(len(linked) if links else 0):
-        videos[number] = replace(videos[number], mse={name: row[number] for name, row in errors.items()})
+        mse, moved = ({name: row[number][part] for name, row in errors.items()} for part in (0, 1))
+        videos[number] = replace(videos[number], mse=mse, first=moved)
     return replace(made, links=tuple(made_at), videos=tuple(videos))
 
 
@@ -137,10 +139,16 @@ def _look(state: Step, felt: Mapping[str, float], calls: int) -> Look:
     return Look(state.t, gradient, motion, {name: value / calls for name, value in felt.items()})
 
 
-def _errors(videos: Iterable[NDArray[numpy.uint8]], exact: Sequence[NDArray[numpy.uint8]]) -> list[float]:
-    """Mean squared error per video, of pixels in [0, 1]."""
-    pairs = zip(videos, exact, strict=True)
-    return [float(numpy.square((mine.astype(numpy.float32) - theirs) / 255.0).mean()) for mine, theirs in pairs]
+Made = tuple[NDArray[numpy.uint8], Tensor]
+"""Frames of a video, and the clean latents that its first step predicted."""
+
+
+def _errors(videos: Iterable[Made], exact: Sequence[Made]) -> list[tuple[float, float]]:
+    """Per video the mean squared error of pixels in [0, 1], and how far the first step's clean latents moved."""
+    return [
+        (float(numpy.square((mine.astype(numpy.float32) - theirs) / 255.0).mean()), float(difference(truth, first)))
+        for (mine, first), (theirs, truth) in zip(videos, exact, strict=True)
+    ]
 
 
 def predicted(made: Calibration, precision: str) -> float:
@@ -148,8 +156,8 @@ def predicted(made: Calibration, precision: str) -> float:
     return sum(site.felt(precision) for site in made.sites.values() if precision in site.precisions)
 
 
-def _videos(subject: Subject, linear: str, jobs: Sequence[Job], on_event: OnEvent) -> Iterator[NDArray[numpy.uint8]]:
-    """Frames of each job with all block linears at one precision and attention in the compute dtype, by reference kernels."""
+def _videos(subject: Subject, linear: str, jobs: Sequence[Job], on_event: OnEvent) -> Iterator[Made]:
+    """Each job with all block linears at one precision and attention in the compute dtype, by reference kernels."""
     words = subject.profile.precision
     same = words.linear.model_copy(update={"max": linear, "min": linear})
     changed = words.model_copy(update={"linear": same, "attention": words.compute, "overrides": {}})
@@ -160,4 +168,8 @@ def _videos(subject: Subject, linear: str, jobs: Sequence[Job], on_event: OnEven
         cache=subject.cache,
     ) as session:  # fmt: skip
         for job in plain:
-            yield numpy.asarray(session.generate([job], on_event)[0].frames)
+            with torch.inference_mode():
+                states = list(session.denoiser([job], session._embed([job])).steps(job, [job.seed]))
+                _, frames = session.decode(states[-1].x, job)
+            on_event(Event("sample", len(states), len(states)))
+            yield numpy.asarray(frames), states[0].clean

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from turbort.models.spec import ModelSpec
 
 COLUMNS = ("role", "sites", "range", "outliers", "near zero", "precision", "site nmse", "felt")
-SIGNAL_COLUMNS = ("signal", "step", "10 %", "50 %", "90 %", "precision", "rank correlation", "videos", "of")
+SIGNAL_COLUMNS = ("signal", "step", "precision", "10 %", "50 %", "90 %", "rank correlation", "videos", "of")
 
 
 @ui.guarded
@@ -151,21 +151,18 @@ def rows(made: Calibration) -> list[dict[str, Any]]:
 
 def signals(made: Calibration) -> list[dict[str, Any]]:
     """Per signal and step its quantiles over the videos, and its rank correlation with the videos' errors at each precision."""
-    from turbort.looks import SIGNALS, quantile, trend
+    from turbort.looks import ERROR, SIGNALS, quantile, trend
 
     known = [set(video.mse) or {name for look in video.looks for name in look.felt} for video in made.videos]
     names = sorted(set.intersection(*known)) if known else []
     steps = min((len(video.looks) for video in made.videos), default=0)
     found = []
-    for signal in SIGNALS:
-        for step in range(1, steps + 1):
-            values = sorted(getattr(video.looks[step - 1], signal) for video in made.videos)
-            facts: dict[str, Any] = {"signal": signal, "step": step}
-            facts |= {f"{share:.0%}".replace("%", " %"): f"{quantile(values, share):.4g}" for share in (0.1, 0.5, 0.9)}
-            rows = [row for row in (trend(made.videos, signal, step, name) for name in names) if row is not None]
-            for number, row in enumerate(rows):
-                told = {"precision": row.precision, "rank correlation": f"{row.correlation:+.2f}", "videos": row.clips}
-                found.append({**(facts if number == 0 else {}), **told, "of": row.label})
-            if not rows:
-                found.append(facts)
+    for signal, step in (*((name, step) for name in SIGNALS for step in range(1, steps + 1)), (ERROR, 1)):
+        for name in names:
+            values = sorted(v for v in (video.value(signal, step, name) for video in made.videos) if v is not None)
+            row = trend(made.videos, signal, step, name)
+            if row is not None:
+                facts: dict[str, Any] = {"signal": signal, "step": step, "precision": name}
+                facts |= {word: f"{quantile(values, share):.4g}" for word, share in (("10 %", 0.1), ("50 %", 0.5), ("90 %", 0.9))}
+                found.append({**facts, "rank correlation": f"{row.correlation:+.2f}", "videos": row.clips, "of": row.label})
     return found

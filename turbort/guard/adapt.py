@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from turbort.guard.strength import Strengths
-from turbort.looks import SIGNALS
-from turbort.models.signal import measure
+from turbort.looks import ERROR, SIGNALS
+from turbort.models.signal import difference, measure
 
 Read = Callable[[], list[list[float]]]
 
@@ -30,12 +30,14 @@ class _Clip:
     times: list[float] = field(default_factory=list)
     levels: list[int] = field(default_factory=list)
     signals: list[Read] = field(default_factory=list)
+    moved: Read | None = None
 
 
 class Adaptation:
     """The level of every step of a session's videos.
 
-    Protocol, per group of jobs: `begin`; then per step `level(t)` before it and `seen(clean)` after it.
+    Protocol, per group of jobs: `begin`; then per step `level(t)` before it and `seen(clean)` after it. Where `other` is a level,
+    the step is computed at that one, too, and `compared` is told both results.
     """
 
     def __init__(self, strengths: Strengths, device: torch.device) -> None:
@@ -54,8 +56,7 @@ class Adaptation:
         if how.per == "clip" and known > 1:
             level = clip.levels[1]
         elif 0 <= source < min(known, len(clip.signals)):
-            column = SIGNALS.index(how.signal)
-            level = how.cut(clip.times[source]).level([row[column] for row in clip.signals[source]()])
+            level = how.cut(clip.times[source]).level(_values(clip, source, how.signal))
         else:
             level = how.begin
         clip.times.append(t)
@@ -66,6 +67,18 @@ class Adaptation:
         """The clean latents [B, C, T, h, w] that the step has predicted."""
         self._clips[-1].signals.append(_sent(measure(clean)))
 
+    @property
+    def other(self) -> frozenset[str] | None:
+        """The level farthest from the one that has just been given, where the signal is how far the two differ; else None."""
+        clip, how = self._clips[-1], self.strengths
+        if how.signal != ERROR or len(clip.times) != 1:
+            return None
+        return how.levels[0 if how.begin else -1].promoted
+
+    def compared(self, clean: Tensor, other: Tensor) -> None:
+        """The clean latents that the first step predicts at its own level and at the other."""
+        self._clips[-1].moved = _sent(difference(clean, other)[:, None])
+
     def as_data(self) -> list[dict[str, Any]]:
         """Per group of videos: prompts, and per step its time, signals (one per video) and level."""
         return [
@@ -75,11 +88,20 @@ class Adaptation:
         ]
 
 
+def _values(clip: _Clip, step: int, signal: str) -> list[float]:
+    """One value per video."""
+    if signal == ERROR:
+        return [row[0] for row in clip.moved()] if clip.moved else []
+    return [row[SIGNALS.index(signal)] for row in clip.signals[step]()]
+
+
 def _row(clip: _Clip, number: int) -> dict[str, Any]:
     row: dict[str, Any] = {"step": number + 1, "t": round(clip.times[number], 3), "level": clip.levels[number]}
     if number < len(clip.signals):
         values = clip.signals[number]()
         row |= {name: [round(value[i], 6) for value in values] for i, name in enumerate(SIGNALS)}
+    if number == 0 and clip.moved:
+        row[ERROR] = [float(f"{value:.6g}") for value in _values(clip, 0, ERROR)]
     return row
 
 

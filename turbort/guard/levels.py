@@ -16,7 +16,7 @@ from turbort.calibration import Calibration
 from turbort.guard.groups import Group, find_groups
 from turbort.guard.strength import Cut, Level, Strengths
 from turbort.knapsack import Option, solve
-from turbort.looks import SIGNALS, Trend, Video, best_trend, cuts, trend
+from turbort.looks import ERROR, SIGNALS, Trend, Video, best_trend, cuts, trend
 from turbort.models.spec import ModelSpec
 from turbort.plan import Plan
 from turbort.planner import Planner, Target, find_target, make_plan, recorded
@@ -127,7 +127,8 @@ def _within(problem: Problem, plan: Plan, groups: Sequence[Group], error: float)
 def _by_quantiles(calibration: Calibration, profile: Profile, plan: Plan, levels: tuple[Level, ...], begin: int) -> Strengths:
     wish, videos = profile.adaptive, calibration.videos
     precision = _judged_at(plan, videos)
-    wanted = SIGNALS if wish.signal == "auto" else (wish.signal,)
+    every = (*SIGNALS, ERROR) if wish.per == "clip" else SIGNALS
+    wanted = every if wish.signal == "auto" else (wish.signal,)
     first = best_trend(videos, wanted, 1, precision)
     if first is None:
         note = f"the calibration knows no error of a whole step or video at {precision}"
@@ -142,15 +143,23 @@ def _by_quantiles(calibration: Calibration, profile: Profile, plan: Plan, levels
     # The last two steps' signals come too late for any decision.
     later = range(2, steps - 1) if wish.per == "step" else ()
     rows = [first, *(trend(videos, first.signal, step, precision) for step in later)]
-    found = tuple(_cut(videos, row, wish.hard, wish.quantiles) for row in rows if row is not None)
+    scale = _moved(calibration, levels, precision) if first.signal == ERROR else 1.0
+    found = tuple(_cut(videos, row, wish.hard, wish.quantiles, scale) for row in rows if row is not None)
     against = "pixel errors" if first.label == "video" else "errors of the steps"
     basis = f"{first.signal}, quantiles of {first.clips} videos, against their {against} at {precision}"
     return Strengths(wish.per, first.signal, begin, levels, found, basis)
 
 
-def _cut(videos: Sequence[Video], row: Trend, hard: str, quantiles: Sequence[float]) -> Cut:
+def _moved(calibration: Calibration, levels: Sequence[Level], precision: str) -> float:
+    """How far the outermost levels lie apart, in units of what calibration compared: all linears at `precision` with none."""
+    whole = sum(site.felt(precision) for site in calibration.sites.values() if precision in site.precisions)
+    apart = (levels[0].error or 0.0) - (levels[-1].error or 0.0)
+    return apart / whole if whole > 0 and apart > 0 else 1.0
+
+
+def _cut(videos: Sequence[Video], row: Trend, hard: str, quantiles: Sequence[float], scale: float) -> Cut:
     side = row.hard if hard == "auto" else hard
-    at = tuple(float(f"{value:.6g}") for value in cuts(videos, row.signal, row.step, side, quantiles))
+    at = tuple(float(f"{scale * value:.6g}") for value in cuts(videos, row, side, quantiles))
     return Cut(videos[0].looks[row.step - 1].t, side, at, round(row.correlation, 3))
 
 

@@ -23,6 +23,12 @@ def measure(clean: Tensor) -> Tensor:
     return torch.stack([across / variance, _steps(x, 2) / variance], dim=1)
 
 
+def difference(clean: Tensor, other: Tensor) -> Tensor:
+    """Relative squared difference of two predictions of the clean latents [B, C, T, h, w], as a float32 tensor [B]."""
+    x, y = clean.float(), other.float()
+    return (x - y).flatten(1).square().mean(dim=1) / x.flatten(1).var(dim=1, correction=0).clamp_min(1e-12)
+
+
 def _steps(x: Tensor, axis: int) -> Tensor:
     """Mean squared difference of neighbours along one axis, per sample [B]."""
     if x.shape[axis] < 2:

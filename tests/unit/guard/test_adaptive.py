@@ -51,11 +51,11 @@ def test_ties_share_their_rank() -> None:
     assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9487, abs=1e-4)  # scipy.stats.spearmanr
 
 
-def videos(gradients: list[float], errors: list[float]) -> list[Video]:
-    return [
-        Video(tuple(Look(t, g * (5 - i), 0.5, {"w8a8": 1.0}) for i, t in enumerate((999.0, 900.0, 800.0, 700.0))), {"w8a8": e})
-        for g, e in zip(gradients, errors, strict=True)
-    ]
+def videos(gradients: list[float], errors: list[float], moved: dict[str, float] | None = None) -> list[Video]:
+    def looks(gradient: float) -> tuple[Look, ...]:
+        return tuple(Look(t, gradient * (5 - i), 0.5, {"w8a8": 1.0}) for i, t in enumerate((999.0, 900.0, 800.0, 700.0)))
+
+    return [Video(looks(g), {"w8a8": e}, moved or {}) for g, e in zip(gradients, errors, strict=True)]
 
 
 def test_the_sign_of_the_trend_says_which_side_is_hard() -> None:
@@ -65,12 +65,38 @@ def test_the_sign_of_the_trend_says_which_side_is_hard() -> None:
     assert (found.signal, found.correlation, found.hard, found.label) == ("gradient", pytest.approx(-1.0), "low", "video")
     assert found.tells
     # The easiest quarter has the largest gradients.
-    (at,) = cuts(falling, "gradient", 1, "low", [0.25])
+    (at,) = cuts(falling, found, "low", [0.25])
     assert sum(video.looks[0].gradient > at for video in falling) == 3
     flat = trend(falling, "motion", 1, "w8a8")
     assert flat is not None
     assert not flat.tells
     assert trend(falling[:2], "gradient", 1, "w8a8") is None
+
+
+def test_the_error_of_the_first_step_is_a_signal_where_it_was_recorded() -> None:
+    errors = [0.1 * i for i in range(1, 13)]
+    known = [video for e in errors for video in videos([1.0], [e], {"w8a8": 2 * e})]
+    found = best_trend(known, ("gradient", "error"), 1, "w8a8")
+    assert found is not None
+    assert (found.signal, found.hard, found.correlation) == ("error", "high", pytest.approx(1.0))
+    assert trend(known, "error", 2, "w8a8") is None
+    assert trend(videos([1.0] * 4, [0.1] * 4), "error", 1, "w8a8") is None
+
+
+def test_the_first_step_is_compared_with_the_level_farthest_from_its_own() -> None:
+    for begin, other in ((1, LEVELS[0]), (0, LEVELS[1])):
+        how = Strengths("clip", "error", begin, LEVELS, (Cut(999.0, "high", (0.1,)),))
+        for moved, level in ((0.01, 0), (0.5, 1)):
+            mine = Adaptation(how, torch.device("cpu"))
+            mine.begin(["x"])
+            mine.level(999.0)
+            assert mine.other == other.promoted
+            one = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+            mine.compared(one, one + moved**0.5)
+            mine.seen(one)
+            assert mine.level(900.0) == LEVELS[level].promoted
+            assert mine.other is None
+            assert mine.as_data()[0]["steps"][0]["error"] == [pytest.approx(moved, rel=0.2)]
 
 
 def test_quantiles_lie_on_lines() -> None:

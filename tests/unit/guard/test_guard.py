@@ -181,7 +181,7 @@ def test_what_was_not_sampled_keeps_its_share() -> None:
 
 def test_a_policy_keeps_clips_apart_where_levels_made_them_differ(tmp_path: Path) -> None:
     a, b = frozenset({"a"}), frozenset({"b"})
-    policy = Policy("tiny", "123", {"dit": (a | b, a)}, {"dit": ((a, a), (b, frozenset()))})
+    policy = Policy("tiny", "123", {"dit": (a | b, a)}, {"dit": ((a,), (b, frozenset()))})
     (tmp_path / "p.yaml").write_text(policy.dumps())
     again = Policy.load(tmp_path / "p.yaml")
     assert again == policy
