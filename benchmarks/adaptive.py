@@ -144,6 +144,8 @@ def forced_levels(plan: Plan, spec: ModelSpec, profile: Profile, registry: Regis
 class Fixed:
     """Stands in for `Adaptation`: the strong level in the steps that are named."""
 
+    other = None
+
     def __init__(self, strengths: Strengths, strong: Sequence[int]) -> None:
         self.strengths, self.strong, self.step = strengths, set(strong), 0
 
@@ -239,7 +241,7 @@ def summed(
     hindsight = largest(mse["high first"] - mse["high"], int(chosen.sum()))
     spent = {"low": 0.0, "high": 1.0, "high first": 1 / steps}
     picked = dict(mse)
-    # Where the levels are compared, the weak level's first step is computed, too: its time as a share of what the levels lie apart.
+    # Comparing levels costs the weak level's first step, too; here as a share of the time that the levels lie apart.
     compared = low / (steps * (high - low))
     masks = {"adaptive": chosen, "hindsight": hindsight, **{f"by {name}": by(name, rows, calibration) for name in SIGNALS}}
     for name, mask in masks.items():
@@ -266,7 +268,7 @@ def summed(
 
 
 def by(signal: str, rows: list[dict[str, Any]], calibration: Calibration) -> np.ndarray:
-    """The clips that get the strong level when a signal's calibrated median decides, whether the calibration advises it or not."""
+    """The clips that get the strong level when a signal's calibrated median decides, advised by the calibration or not."""
     found = trend(calibration.videos, signal, 1, "w8a8")
     assert found is not None
     (at,) = cuts(calibration.videos, found, found.hard, [0.5])
@@ -286,7 +288,7 @@ def db(values: np.ndarray) -> np.ndarray:
 
 
 def contender(name: str, ms: float, spent: float, mine: np.ndarray, mse: dict[str, np.ndarray]) -> dict[str, Any]:
-    """A point on the plane, and how far it lies above the line between the uniform levels at its time: in dB, and in MSE."""
+    """A point on the plane, and how far it lies above the line between the uniform levels at its time, in dB and in MSE."""
     line = (1 - spent) * db(mse["low"]) + spent * db(mse["high"])
     line_mse = (1 - spent) * mse["low"] + spent * mse["high"]
     return {

@@ -86,14 +86,16 @@ class Denoiser:
             predict = self._predict(role)
             guide = guided(predict, text, negative if scale != 1.0 else None, scale, together=self.together)
             monitor = self._monitor(role)
-            level = self.adaptation.level(t) if self.adaptation is not None else frozenset()
+            # Blocks that are streamed after all have no second kernels.
+            adaptation = self.adaptation if monitor.board is not None else None
+            level = adaptation.level(t) if adaptation is not None else frozenset()
             compared = self._compared(guide, monitor, x, t)
             monitor.before(level)
             y = guide(x, t)
             if monitor.after():
                 y = guide(x, t)  # sites were promoted on what this step showed: once more, with their second kernels
-            if self.adaptation is not None and compared is not None:
-                self.adaptation.compared(*(x - t / TRAIN_STEPS * made.float() for made in (y, compared)))
+            if adaptation is not None and compared is not None:
+                adaptation.compared(*(x - t / TRAIN_STEPS * made.float() for made in (y, compared)))
             first = self.conditions.first
             return y if first is None else holding_first_frame(x, y, first, t / TRAIN_STEPS)
 
@@ -101,8 +103,10 @@ class Denoiser:
 
     def _compared(self, guide: Velocity, monitor: Monitor, x: Tensor, t: float) -> Tensor | None:
         """The velocity at the level farthest from the step's own, where that is what decides on the levels."""
-        other = self.adaptation.other if self.adaptation is not None else None
-        if other is None or monitor.board is None:
+        if self.adaptation is None or monitor.board is None:
+            return None
+        other = self.adaptation.other
+        if other is None:
             return None
         monitor.board.strengthen(other)
         return guide(x, t)

@@ -75,7 +75,7 @@ def test_the_receipt_counts_both_kernels(spec: ModelSpec) -> None:
     sites = len(report["adaptive"]["levels"][1]["promoted"])
     calls = {row["precision"]: row["calls"] for row in report["executed"] if row["stage"] == "dit" and row["op"] == "linear"}
     assert sites > 0
-    # One video has one strong step and three weak ones, the other four strong ones. Keys and values of texts have no second kernel.
+    # One video has one strong step and three weak ones, the other four strong ones. Keys and values of texts have no twin.
     linears, texts = 2 * 8, 2 * 2
     assert calls["w8a8"] == 3 * linears + len(JOBS) * texts
     assert calls["fp32"] > 5 * linears
