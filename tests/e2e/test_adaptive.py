@@ -150,3 +150,13 @@ def test_a_signal_that_says_nothing_is_not_followed(spec: ModelSpec, calibration
     assert not found.works
     assert "does not tell hard videos from easy ones" in found.note
     assert planned(spec, profile(signal="gradient", hard="low"), replace(calibration, videos=videos)).works
+
+
+def test_the_page_shows_each_steps_level(spec: ModelSpec) -> None:
+    from turbort.quality.page import page
+
+    _, report, _ = made(spec, profile(signal="error", hard="high", thresholds=(0.0,)))
+    text = page(report)
+    assert "<h2>Strength levels</h2>" in text
+    assert text.count(f"<td>{JOBS[0].prompt}</td>") == 4
+    assert "there are 0" in page(made(spec, profile())[1])
