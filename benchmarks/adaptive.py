@@ -11,8 +11,10 @@ against the unquantised ones from the same noise.
 
 * `int8`: the knapsack's plans for 45 and 52 dB from 8 bits up. `int4`: every linear in w4a8, and every second kernel.
 * The line is that of clips drawn by lot: the share that makes a contender's time, at the strong level.
-* A lot picks as many clips as `adaptive` does, at random (the mean over all draws); `hindsight` picks those that gain most; `by
-  gradient` and `by motion` pick by the calibrated median of that signal.
+* `adaptive` is what the plan does, the comparison's pass counted; `at their median` the same with the threshold at the median of
+  these clips' own signal. `by gradient` and `by motion` go by the calibrated median of that signal, after a strong first step.
+  `hindsight` gives the strong level to the half of clips that gain most.
+* A lot picks as many clips, at random (the mean over all draws): what a contender gains over it is what its signal knows.
 """
 
 from __future__ import annotations
@@ -63,21 +65,27 @@ def main() -> None:
     p.add_argument("--clips", type=int, default=24)
     p.add_argument("--calibration", type=Path, help="read it, or write it there where there is none")
     p.add_argument("--out", type=Path)
+    p.add_argument("--again", type=Path, help="results of an earlier run, whose videos are not made again")
     args = p.parse_args()
     spec, registry = get_model("tiny"), Registry()
     made = calibrated(spec, registry, args.calibration)
     jobs = [Job(text, seed=number).resolved(spec) for number, text in enumerate(captions(args.clips, seed=2, spec=spec))]
-    exact = exact_videos(spec, registry, jobs)
+    before = json.loads(args.again.read_text(encoding="utf-8")) if args.again else None
+    exact = [] if before else exact_videos(spec, registry, jobs)
     ladders = {}
     for name, profile in (("int8", int8()), ("int4", int4())):
         target = find_target(profile, registry)
         plan = make_levelled_plan(spec, profile, registry, target=target, evidence=Evidence(made, KernelTimes({})))
         forced = forced_levels(plan, spec, profile, registry, made)
-        ladder = Ladder(name, profile, plan, forced, made)
-        ladders[name] = ladder.measured(spec, registry, jobs, exact)
+        ladder = Ladder(name, profile, forced)
+        rows = before["ladders"][name]["clips"] if before else ladder.measured(spec, registry, jobs, exact)
+        strengths = Strengths.of(forced.header)
+        assert strengths is not None
+        ladders[name] = summed(strengths, plan, rows, jobs[0].steps or spec.preset.steps, made)
         show(name, ladders[name])
     if args.out:
         head = {"benchmark": "adaptive", "commit": commit(), "machine": describe_machine(), "model": spec.name}
+        head = {**before, **head, "commit": before["commit"], "machine": before["machine"]} if before else head
         head |= {"weights": dict(made.header["checkpoints"]), "clips": len(jobs), "calibrated": len(made.videos)}
         args.out.write_text(json.dumps({**head, "ladders": ladders}, indent=1) + "\n", encoding="utf-8")
 
@@ -120,11 +128,11 @@ def linear(least: str, most: str) -> dict[str, Any]:
 
 def int8() -> Profile:
     precision = {**linear("w8a8", "w8a8"), "attention": "int8", "policy": "budget"}
-    return changed(precision=precision, adaptive={"enabled": True, "levels": (45.0, 52.0)})
+    return changed(precision=precision, adaptive={"enabled": True, "signal": "error", "levels": (45.0, 52.0)})
 
 
 def int4() -> Profile:
-    return changed(precision={**linear("w4a8", "w4a8"), "policy": "rules"}, adaptive={"enabled": True})
+    return changed(precision={**linear("w4a8", "w4a8"), "policy": "rules"}, adaptive={"enabled": True, "signal": "error"})
 
 
 def forced_levels(plan: Plan, spec: ModelSpec, profile: Profile, registry: Registry, made: Calibration) -> Plan:
@@ -191,11 +199,9 @@ class Ladder:
 
     name: str
     profile: Profile
-    advised: Plan
     plan: Plan
-    calibration: Calibration
 
-    def measured(self, spec: ModelSpec, registry: Registry, jobs: Sequence[Job], exact: Sequence[Made]) -> dict[str, Any]:
+    def measured(self, spec: ModelSpec, registry: Registry, jobs: Sequence[Job], exact: Sequence[Made]) -> list[dict[str, Any]]:
         strengths = Strengths.of(self.plan.header)
         assert strengths is not None
         steps = jobs[0].steps or spec.preset.steps
@@ -211,12 +217,14 @@ class Ladder:
                 signals = dict(zip(SIGNALS, measure(made["high"].first)[0].tolist(), strict=True))
                 signals[ERROR] = float(difference(made["high"].first, made["low"].first))
                 later = strengths.cuts[0].level([signals[strengths.signal]])
-                levels = [strengths.begin, *[later] * (steps - 1)]
+                # Where the levels are compared, the first step's result is that of the level chosen, too.
+                levels = [later if strengths.signal == ERROR else strengths.begin, *[later] * (steps - 1)]
                 if number % CHECKED == 0:
                     session.adaptation = following
                     mine = video(session, job)
                     same = [row["level"] for row in following.as_data()[-1]["steps"]] == levels
-                    if not same or not np.array_equal(mine.frames, made["high" if later else "high first"].frames):
+                    wanted = made["high" if later else "low" if strengths.signal == ERROR else "high first"]
+                    if not same or not np.array_equal(mine.frames, wanted.frames):
                         raise SystemExit(f"{job.prompt}: a run does not do what its levels {levels} do when set by hand")
                 rows.append(
                     {
@@ -228,7 +236,7 @@ class Ladder:
                     }
                 )
                 print(f"{self.name} {number + 1}: {db(np.array(list(rows[-1]['mse'].values()))).round(1)}", flush=True)
-        return summed(strengths, self.advised, rows, steps, self.calibration)
+        return rows
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,36 +19,63 @@ DRAWS = 2000
 def summed(
     strengths: Strengths, advised: Plan, rows: list[dict[str, Any]], steps: int, calibration: Calibration
 ) -> dict[str, Any]:
-    low, high = (strengths.levels[i].ms or 0.0 for i in (0, -1))
-    chosen = np.array([row["levels"][1] > 0 for row in rows])
     mse = {name: np.array([row["mse"][name] for row in rows]) for name in SCHEDULES}
-    hindsight = largest(mse["high first"] - mse["high"], int(chosen.sum()))
-    spent = {"low": 0.0, "high": 1.0, "high first": 1 / steps}
-    picked = dict(mse)
-    # Comparing levels costs the weak level's first step, too; here as a share of the time that the levels lie apart.
-    compared = low / (steps * (high - low))
-    masks = {"adaptive": chosen, "hindsight": hindsight, **{f"by {name}": by(name, rows, calibration) for name in SIGNALS}}
-    for name, mask in masks.items():
-        picked[name] = np.where(mask, mse["high"], mse["high first"])
-        extra = compared if name == "adaptive" and strengths.signal == ERROR else 0.0
-        spent[name] = 1 / steps + (1 - 1 / steps) * float(mask.mean()) + extra
-    table = [contender(name, low + (high - low) * spent[name], spent[name], values, mse) for name, values in picked.items()]
-    share = float(chosen.mean())
-    lot = share * db(mse["high"]) + (1 - share) * db(mse["high first"])
-    against = {name: np.array([row[name] for row in rows]) for name in (*SIGNALS, ERROR)}
+    plane = Plane(strengths.levels[0].ms or 0.0, strengths.levels[-1].ms or 0.0, steps, mse)
+    error = np.array([row[ERROR] for row in rows])
+    (cut,) = strengths.cuts[0].at
+    table = [plane.uniform("low", 0.0), plane.uniform("high", 1.0), plane.uniform("high first", 1 / steps)]
+    if strengths.signal == ERROR:
+        table += [
+            plane.compared("adaptive", error >= cut),
+            plane.compared("at their median", error >= np.median(error)),
+        ]
+    table += [plane.free(f"by {name}", by(name, rows, calibration)) for name in SIGNALS]
+    half = largest(mse["low"] - mse["high"], len(rows) // 2)
+    table.append(plane.point("hindsight", float(half.mean()), half, "low"))
+    against = {name: [row[name] for row in rows] for name in (*SIGNALS, ERROR)}
     return {
         "advice": Strengths.of(advised.header).describe(),  # type: ignore[union-attr]
         "levels": [{**level.as_data(), "promoted": len(level.promoted)} for level in strengths.levels],
         "cuts": [cut.as_data() for cut in strengths.cuts],
         "signal": strengths.signal,
         "contenders": table,
-        "adaptive_over_lot_db": interval(np.where(chosen, db(mse["high"]), db(mse["high first"])) - lot),
         "correlation": {
-            name: {target: round(spearman(values.tolist(), mse[target].tolist()), 3) for target in ("low", "high first", "high")}
+            name: {target: round(spearman(values, mse[target].tolist()), 3) for target in SCHEDULES}
             for name, values in against.items()
         },
         "clips": rows,
     }
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Predicted ms of a step at either level, and the pixel errors of every clip under each schedule."""
+
+    low: float
+    high: float
+    steps: int
+    mse: dict[str, np.ndarray]
+
+    def uniform(self, name: str, spent: float) -> dict[str, Any]:
+        return contender(name, self.low + (self.high - self.low) * spent, spent, self.mse[name], self.mse)
+
+    def free(self, name: str, mask: np.ndarray) -> dict[str, Any]:
+        """Clips in the mask at the strong level throughout, the others in their first step."""
+        return self.point(name, 1 / self.steps + (1 - 1 / self.steps) * float(mask.mean()), mask, "high first")
+
+    def compared(self, name: str, mask: np.ndarray) -> dict[str, Any]:
+        """Either level throughout, and the first step at the other one, too, to compare them."""
+        extra = np.where(mask, self.low, self.high).mean() / (self.steps * (self.high - self.low))
+        return self.point(name, float(mask.mean() + extra), mask, "low")
+
+    def point(self, name: str, spent: float, mask: np.ndarray, weak: str) -> dict[str, Any]:
+        """A contender, with what it gains over as many clips drawn by lot: what is left when its cost is set aside."""
+        mine, share = np.where(mask, self.mse["high"], self.mse[weak]), float(mask.mean())
+        found = contender(name, self.low + (self.high - self.low) * spent, spent, mine, self.mse)
+        lot = share * db(self.mse["high"]) + (1 - share) * db(self.mse[weak])
+        lot_mse = share * self.mse["high"] + (1 - share) * self.mse[weak]
+        more = {"strong": share, "over_lot_db": interval(db(mine) - lot), "mse_over_lot": float(mine.mean() / lot_mse.mean())}
+        return {**found, **more, "mse_over_lot": round(more["mse_over_lot"], 3)}  # type: ignore[arg-type]
 
 
 def by(signal: str, rows: list[dict[str, Any]], calibration: Calibration) -> np.ndarray:
@@ -96,11 +123,12 @@ def interval(differences: np.ndarray) -> list[float]:
 def show(name: str, found: dict[str, Any]) -> None:
     print(f"\n{name}: " + "\n".join(found["advice"]))
     for row in found["contenders"]:
+        place = f"{row['ms']:7.2f} ms  {row['psnr']:6.2f} dB (worst {row['worst_psnr']:5.2f})  mse {row['mse']:.3g}"
         mean, least, most = row["above_line_db"]
-        place = f"{row['ms']:8.3f} ms  {row['psnr']:6.2f} dB (worst {row['worst_psnr']:5.2f})  mse {row['mse']:.3g}"
-        above = f"above the line {mean:+.2f} dB [{least:+.2f}, {most:+.2f}], mse x {row['mse_over_line']:.2f}"
-        print(f"  {row['name']:11} {place}  {above}")
-    print(f"  adaptive over a lot of as many clips: {found['adaptive_over_lot_db']}")
-    print(f"  rank correlations with the error of each schedule: {found['correlation']}")
-    one, two = (statistics.mean(row["levels"][1] > 0 for row in found["clips"] if row["objects"] == n) for n in (1, 2))
-    print(f"  strong level: {one:.0%} of clips with one object, {two:.0%} with two", flush=True)
+        line = f"above the line {mean:+.2f} dB [{least:+.2f}, {most:+.2f}], mse x {row['mse_over_line']:.2f}"
+        lot = ""
+        if "over_lot_db" in row:
+            mean, least, most = row["over_lot_db"]
+            lot = f"; {row['strong']:.0%} strong, over a lot {mean:+.2f} dB [{least:+.2f}, {most:+.2f}]"
+        print(f"  {row['name']:16} {place}  {line}{lot}")
+    print(f"  rank correlations with the error of each schedule: {found['correlation']}", flush=True)

@@ -89,27 +89,27 @@ class Denoiser:
             # Blocks that are streamed after all have no second kernels.
             adaptation = self.adaptation if monitor.board is not None else None
             level = adaptation.level(t) if adaptation is not None else frozenset()
-            compared = self._compared(guide, monitor, x, t)
+            other = self._at_other_level(guide, monitor, x, t)
             monitor.before(level)
             y = guide(x, t)
             if monitor.after():
                 y = guide(x, t)  # sites were promoted on what this step showed: once more, with their second kernels
-            if adaptation is not None and compared is not None:
-                adaptation.compared(*(x - t / TRAIN_STEPS * made.float() for made in (y, compared)))
+            elif adaptation is not None and other is not None:
+                result, ran = other
+                if adaptation.compared(*(x - t / TRAIN_STEPS * made.float() for made in (y, result))):
+                    y = result
+                    monitor.instead(ran)
             first = self.conditions.first
             return y if first is None else holding_first_frame(x, y, first, t / TRAIN_STEPS)
 
         return velocity
 
-    def _compared(self, guide: Velocity, monitor: Monitor, x: Tensor, t: float) -> Tensor | None:
-        """The velocity at the level farthest from the step's own, where that is what decides on the levels."""
-        if self.adaptation is None or monitor.board is None:
+    def _at_other_level(self, guide: Velocity, monitor: Monitor, x: Tensor, t: float) -> tuple[Tensor, frozenset[str]] | None:
+        """Where comparing levels decides on them, the velocity at the one farthest from the step's own, and what ran promoted."""
+        if self.adaptation is None or monitor.board is None or self.adaptation.other is None:
             return None
-        other = self.adaptation.other
-        if other is None:
-            return None
-        monitor.board.strengthen(other)
-        return guide(x, t)
+        monitor.board.strengthen(self.adaptation.other)
+        return guide(x, t), monitor.board.active
 
     def _monitor(self, role: str) -> Monitor:
         """The monitor of a role, which begins anew with the first step of these jobs."""

@@ -22,7 +22,8 @@ class Adaptive(Section):
     predicted, so that no device waits for the host."""
     signal: Literal["auto", "gradient", "motion", "error"] = "auto"
     """What is looked at in the predicted clean latents: how much neighbours or frames differ, or how far the first step's move
-    between the strongest and the weakest level, which costs one more pass; `auto` as calibration found to go with errors best."""
+    between the strongest and the weakest level, which costs one more pass; `auto` as calibration found to go with errors best,
+    `error` only from 20 steps on."""
     hard: Literal["auto", "high", "low"] = "auto"
     """Which values of the signal ask for more precision; `auto` as calibration found."""
     begin: Literal["low", "high"] = "high"

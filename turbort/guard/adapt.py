@@ -37,7 +37,7 @@ class Adaptation:
     """The level of every step of a session's videos.
 
     Protocol, per group of jobs: `begin`; then per step `level(t)` before it and `seen(clean)` after it. Where `other` is a level,
-    the step is computed at that one, too, and `compared` is told both results.
+    the step is computed at that one, too, and `compared` says which of both results counts.
     """
 
     def __init__(self, strengths: Strengths, device: torch.device) -> None:
@@ -75,9 +75,19 @@ class Adaptation:
             return None
         return how.levels[0 if how.begin else -1].promoted
 
-    def compared(self, clean: Tensor, other: Tensor) -> None:
-        """The clean latents that the first step predicts at its own level and at the other."""
-        self._clips[-1].moved = _sent(difference(clean, other)[:, None])
+    def compared(self, clean: Tensor, other: Tensor) -> bool:
+        """Given what the first step predicts at its own level and at the other: whether to go on with the other's result.
+
+        It is where the clip's level is that other one. Both are there, so the choice holds from the first step on; it is read at
+        once, the one wait of the video.
+        """
+        clip, how = self._clips[-1], self.strengths
+        clip.moved = _sent(difference(clean, other)[:, None])
+        level = how.cut(clip.times[0]).level(_values(clip, 0, ERROR))
+        if level != (0 if how.begin else len(how.levels) - 1):
+            return False
+        clip.levels[0] = level
+        return True
 
     def as_data(self) -> list[dict[str, Any]]:
         """Per group of videos: prompts, and per step its time, signals (one per video) and level."""

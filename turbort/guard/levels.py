@@ -27,6 +27,8 @@ from turbort.registry import Registry
 
 LEAST_VIDEOS = 8
 """Calibrated videos below which quantiles and the sign of a correlation say nothing."""
+COMPARED_STEPS = 20
+"""Steps from which `signal: auto` may compare two levels in the first one, which costs a pass: 5 % of a video at most."""
 
 
 def make_levelled_plan(
@@ -127,7 +129,8 @@ def _within(problem: Problem, plan: Plan, groups: Sequence[Group], error: float)
 def _by_quantiles(calibration: Calibration, profile: Profile, plan: Plan, levels: tuple[Level, ...], begin: int) -> Strengths:
     wish, videos = profile.adaptive, calibration.videos
     precision = _judged_at(plan, videos)
-    every = (*SIGNALS, ERROR) if wish.per == "clip" else SIGNALS
+    worthwhile = wish.per == "clip" and int(calibration.header.get("steps") or 1) >= COMPARED_STEPS
+    every = (*SIGNALS, ERROR) if worthwhile else SIGNALS
     wanted = every if wish.signal == "auto" else (wish.signal,)
     first = best_trend(videos, wanted, 1, precision)
     if first is None:

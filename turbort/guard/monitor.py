@@ -148,6 +148,10 @@ class Monitor:
                 self._note(action, name, shares[name], repeated=again and action == "promote")
         return again
 
+    def instead(self, ran: frozenset[str]) -> None:
+        """The step that was judged last is replaced by one in which these groups ran their second kernel."""
+        self._steps[-1] = ran
+
     def _settled(self, name: str, share: float) -> bool:
         """Whether a promoted site has been calm for long enough; half the threshold keeps it from going to and fro."""
         self._calm[name] = self._calm.get(name, 0) + 1 if share < self.watch.threshold / 2 else 0

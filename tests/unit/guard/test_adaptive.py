@@ -92,7 +92,7 @@ def test_the_first_step_is_compared_with_the_level_farthest_from_its_own() -> No
             mine.level(999.0)
             assert mine.other == other.promoted
             one = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-            mine.compared(one, one + moved**0.5)
+            assert mine.compared(one, one + moved**0.5) is (level != begin)
             mine.seen(one)
             assert mine.level(900.0) == LEVELS[level].promoted
             assert mine.other is None
