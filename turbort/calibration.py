@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from turbort.errors import InputError
+from turbort.looks import Video
 from turbort.site_record import SiteRecord, joined, site_in, site_out
 
 CALIBRATION_SCHEMA = 1
@@ -43,13 +44,14 @@ class Calibration:
     """What calibration found out about one checkpoint.
 
     `header` binds it: model, checkpoint digests by expert, attention, compute dtype, size, frames, steps. `runs` are the prompts
-    and seeds that went in; `links` tie predicted errors to pixels.
+    and seeds that went in; `links` tie predicted errors to pixels; `videos` say how each run looked at its steps.
     """
 
     header: Mapping[str, Any]
     sites: Mapping[str, SiteRecord]
     runs: tuple[tuple[str, int], ...] = ()
     links: tuple[Link, ...] = ()
+    videos: tuple[Video, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -62,6 +64,7 @@ class Calibration:
             **self.header,
             "runs": [list(run) for run in self.runs],
             "links": [asdict(link) for link in self.links],
+            "videos": [video.as_data() for video in self.videos],
             "sites": {path: site_out(site) for path, site in self.sites.items()},
         }
         return json.dumps(document, separators=(",", ":"), allow_nan=False) + "\n"
@@ -80,10 +83,11 @@ class Calibration:
             sites = {str(path): site_in(row) for path, row in document["sites"].items()}
             links = tuple(Link(**row) for row in document["links"])
             runs = tuple((str(prompt), int(seed)) for prompt, seed in document["runs"])
+            videos = tuple(Video.of(row) for row in document.get("videos", ()))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{source} has a damaged part: {error}", fix=fix) from None
-        header = {key: value for key, value in document.items() if key not in ("calibration", "runs", "links", "sites")}
-        return Calibration(header, sites, runs, links)
+        header = {key: value for key, value in document.items() if key not in ("calibration", "runs", "links", "videos", "sites")}
+        return Calibration(header, sites, runs, links, videos)
 
     @staticmethod
     def load(path: str | Path) -> Calibration:
@@ -157,7 +161,8 @@ def merge(parts: Sequence[Calibration]) -> Calibration:
     sites: dict[str, SiteRecord] = {}
     for part in parts:
         sites = joined(sites, part.sites)
-    return Calibration(first.header, sites, tuple(runs), tuple(_links(parts)))
+    videos = tuple(video for part in parts for video in part.videos)
+    return Calibration(first.header, sites, tuple(runs), tuple(_links(parts)), videos)
 
 
 def _links(parts: Iterable[Calibration]) -> list[Link]:

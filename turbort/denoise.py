@@ -10,6 +10,7 @@ from torch import Tensor
 
 from turbort.conditions import Conditions, first_frame_times, hold_first_frame, holding_first_frame
 from turbort.experts import Experts
+from turbort.guard.adapt import Adaptation
 from turbort.guard.monitor import Monitor
 from turbort.job import Job, passes
 from turbort.models.config import ModelSpec
@@ -25,6 +26,7 @@ class Denoiser:
         texts, negatives: embeddings [B, text_len, text_dim]; `negatives` is None without guidance.
         together: whether a guidance pair runs as one batch.
         int8_cache: keep the keys and values of cross-attention, which serve every step, in int8.
+        adaptation: chooses the strength level of every step; None where the plan has none.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class Denoiser:
         compute: torch.dtype,
         together: bool,
         int8_cache: bool = False,
+        adaptation: Adaptation | None = None,
     ) -> None:
         self.spec, self.experts, self.texts, self.negatives = spec, experts, texts, negatives
         self.conditions, self.device, self.compute, self.together = conditions, device, compute, together
         self._begun: set[str] = set()
         self.int8_cache = int8_cache
+        self.adaptation = adaptation
         self._encoded: dict[str, tuple[Sequence[CrossKV], Sequence[CrossKV] | None]] = {}
 
     def steps(self, job: Job, seeds: Sequence[int]) -> Iterator[Step]:
@@ -51,7 +55,10 @@ class Denoiser:
         shape = self.spec.latent_shape(job.width or 0, job.height or 0, job.frames or 0)
         sampler = sampler_of(self.spec, job)
         velocity = self.velocity(job, sampler.times)
-        yield from sampler.steps(velocity, Noise(seeds, shape, self.device))
+        for state in sampler.steps(velocity, Noise(seeds, shape, self.device)):
+            if self.adaptation is not None:
+                self.adaptation.seen(state.clean)
+            yield state
 
     def velocity(self, job: Job, times: Sequence[float]) -> Velocity:
         """The velocity at the sampler's `times`, with guidance and the expert for the noise."""
@@ -79,14 +86,30 @@ class Denoiser:
             predict = self._predict(role)
             guide = guided(predict, text, negative if scale != 1.0 else None, scale, together=self.together)
             monitor = self._monitor(role)
-            monitor.before()
+            # Blocks that are streamed after all have no second kernels.
+            adaptation = self.adaptation if monitor.board is not None else None
+            level = adaptation.level(t) if adaptation is not None else frozenset()
+            other = self._at_other_level(guide, monitor, x, t)
+            monitor.before(level)
             y = guide(x, t)
             if monitor.after():
                 y = guide(x, t)  # sites were promoted on what this step showed: once more, with their second kernels
+            elif adaptation is not None and other is not None:
+                result, ran = other
+                if adaptation.compared(*(x - t / TRAIN_STEPS * made.float() for made in (y, result))):
+                    y = result
+                    monitor.instead(ran)
             first = self.conditions.first
             return y if first is None else holding_first_frame(x, y, first, t / TRAIN_STEPS)
 
         return velocity
+
+    def _at_other_level(self, guide: Velocity, monitor: Monitor, x: Tensor, t: float) -> tuple[Tensor, frozenset[str]] | None:
+        """Where comparing levels decides on them, the velocity at the one farthest from the step's own, and what ran promoted."""
+        if self.adaptation is None or monitor.board is None or self.adaptation.other is None:
+            return None
+        monitor.board.strengthen(self.adaptation.other)
+        return guide(x, t), monitor.board.active
 
     def _monitor(self, role: str) -> Monitor:
         """The monitor of a role, which begins anew with the first step of these jobs."""

@@ -102,7 +102,7 @@ class Experts:
         target = host if setting.residency.offload else torch.device(setting.device.torch_name)
         dtype = getattr(torch, DTYPES[setting.profile.precision.compute])
         binder = Binder(model, setting.plan, "dit", setting.registry, device=target, dtype=dtype)
-        if setting.residency.offload or setting.watch.mode in ("off", "warn"):
+        if setting.residency.offload or not setting.watch.switches:
             return model, binder, None
         board = Switchboard(setting.watch.groups, slots(model), setting.registry, target)
         binder.also = board.take
@@ -121,10 +121,16 @@ class Experts:
         if setting.residency.offload:
             Offload(model, device)
         if setting.residency.offload or setting.plan.header.get("graph") == "eager" or setting.ops is not None:
+            monitor.in_turns = True
             return Expert(model, model, monitor)
+        backend = setting.backend
+        step: Callable[..., Tensor]
         if board is not None:
-            return Expert(model, setting.backend.compile_switched(model, setting.device, board), monitor)
-        return Expert(model, setting.backend.compile_step(model, setting.device), monitor)
+            step = backend.compile_switched(model, setting.device, board)
+        else:
+            step = backend.compile_step(model, setting.device)
+        monitor.in_turns = step is model
+        return Expert(model, step, monitor)
 
     def get(self, role: str) -> Expert:
         """The expert, brought onto the device if it is not there."""

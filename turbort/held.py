@@ -14,6 +14,7 @@ from torch import Tensor
 from turbort.checkpoints.lora import Lora
 from turbort.embed import Embedder, PromptCache
 from turbort.experts import Experts, Setting
+from turbort.guard.adapt import Adaptation
 from turbort.guard.choose import watch_of
 from turbort.guard.policy import Policy
 from turbort.guard.profiler import OpProfile
@@ -76,6 +77,8 @@ class Held:
         self._exit = ExitStack()
         self.guard = watch_of(spec, profile, plan, registry, target, self.memory, policy)
         self.memory = self.memory.plus(self.guard.weight_bytes)
+        strengths = self.guard.strengths
+        self.adaptation = Adaptation(strengths, self.device) if strengths is not None and strengths.works else None
         self.ops = OpProfile(self.backend, target.device) if profile_ops else None
         how = self.memory.residency, self.guard, self.ops
         setting = Setting(spec, profile, plan, registry, self.backend, target.device, *how)

@@ -68,7 +68,7 @@ def judge(planner: Planner, sites: Sequence[Sequence[Call]], evidence: Evidence 
     if policy == "rules":
         return Judged(by_rules(planner, sites, calibration), {"policy": "rules", **bound})
     problem = problem_of(planner, sites, evidence)
-    error = evidence.error if evidence.error is not None else calibration.error_for(planner.profile.quality.psnr)
+    error = evidence.error if evidence.error is not None else calibration.error_for(planner.profile.planned_psnr)
     found = problem.solve(error, evidence.weights)
     compute = planner.profile.precision.compute
     assigned = {path: (name, problem.sites[path].note(name, compute)) for path, name in found.precisions.items()}

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from turbort.backend import Device
 from turbort.errors import InputError, nearest
 from turbort.precision import PRECISIONS, Precision
+from turbort.profile_adaptive import Adaptive
 from turbort.profile_errors import explain
 from turbort.profile_model import (
     AttentionShape,
@@ -29,6 +30,7 @@ from turbort.profile_model import (
 from turbort.profile_yaml import Document, merge, read_bytes, read_file
 
 __all__ = [
+    "Adaptive",
     "AttentionShape", "Batch", "Entry", "Graph", "LinearRange", "Memory", "Monitor", "Precisions", "Profile", "Quality", "Target",
     "find_profile", "list_profiles", "load_profile", "parse_profile", "pick_profile",
 ]  # fmt: skip

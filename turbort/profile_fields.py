@@ -1,16 +1,25 @@
-"""Types of the values in a profile: precisions by kind, byte counts, bounds, globs. No torch here."""
+"""The base of a profile's sections, and types of their values: precisions by kind, byte counts, bounds, globs. No torch here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationInfo
 from pydantic import WithJsonSchema as Schema
 
 from turbort.errors import nearest
 from turbort.precision import PRECISIONS, Precision
 from turbort.units import Bound, exact_bytes, parse_bytes
+
+
+class Section(BaseModel):
+    """Base of every part of a profile: immutable, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
 
 STAGES = ("text", "dit", "vae")
 _WORD = {"type": "string", "minLength": 1}

@@ -12,10 +12,11 @@ from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, PrivateAttr, ValidationInfo, model_validator
+from pydantic import Field, GetJsonSchemaHandler, PrivateAttr, ValidationInfo, model_validator
 from pydantic_core import CoreSchema
 
 from turbort.precision import PRECISIONS
+from turbort.profile_adaptive import Adaptive
 from turbort.profile_fields import (
     AnyPrecision,
     Attention,
@@ -30,17 +31,10 @@ from turbort.profile_fields import (
     MemoryBound,
     Offload,
     Scales,
+    Section,
     Share,
     table_of,
 )
-
-
-class Section(BaseModel):
-    """Base of every part of a profile: immutable, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, arbitrary_types_allowed=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class Target(Section):
@@ -242,6 +236,7 @@ class Profile(Section):
     memory: Memory = Memory()
     graph: Graph = Graph()
     monitor: Monitor = Monitor()
+    adaptive: Adaptive = Adaptive()
     quality: Quality = Quality()
     fallback: Literal["error", "warn", "allow"] = "warn"
     """What happens when only the reference accepts a call: stop, warn, or go on."""
@@ -258,6 +253,11 @@ class Profile(Section):
         copy = self.model_copy()
         copy._origin = path
         return copy
+
+    @property
+    def planned_psnr(self) -> float:
+        """dB that the plan's own precisions are chosen for: of the weakest level, else of `quality`."""
+        return self.adaptive.levels[0] if self.adaptive.enabled and self.adaptive.levels else self.quality.psnr
 
     @property
     def document(self) -> dict[str, Any]:

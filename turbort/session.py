@@ -16,6 +16,8 @@ from turbort.conditions import Conditions, conditions_of
 from turbort.denoise import Denoiser
 from turbort.embed import PromptCache
 from turbort.experts import merged
+from turbort.guard.adapt import report as adaptive_report
+from turbort.guard.levels import make_levelled_plan
 from turbort.guard.monitor import recorded, report
 from turbort.guard.policy import Policy
 from turbort.held import Held
@@ -25,7 +27,7 @@ from turbort.memory_ladder import choose
 from turbort.models.spec import ModelSpec
 from turbort.output import decode
 from turbort.plan import Plan
-from turbort.planner import DTYPES, find_target, make_plan
+from turbort.planner import DTYPES, find_target
 from turbort.profile import Profile
 from turbort.registry import Registry
 from turbort.report import receipt
@@ -74,7 +76,7 @@ class Session(Held):
         if plan is None:
             size = (first.width or 0, first.height or 0)
             batch = samples_per_step(profile, len(jobs), first)
-            plan = make_plan(
+            plan = make_levelled_plan(
                 spec,
                 profile,
                 registry,
@@ -186,6 +188,9 @@ class Session(Held):
         compute = getattr(torch, DTYPES[self.profile.precision.compute])
         conditions = self._conditions(jobs, compute, on_event)
 
+        if self.adaptation is not None:
+            self.adaptation.begin([job.prompt for job in jobs])
+
         def gathered(prompts: Sequence[str]) -> Tensor:
             return torch.cat([texts[prompt] for prompt in prompts]).to(self.device, compute)
 
@@ -199,6 +204,7 @@ class Session(Held):
             compute=compute,
             int8_cache=self.profile.memory.activation_cache.startswith("int8"),
             together=self._batching.together(jobs),
+            adaptation=self.adaptation,
         )
 
     def _conditions(self, jobs: Sequence[Job], compute: torch.dtype, on_event: OnEvent) -> Conditions:
@@ -219,6 +225,7 @@ class Session(Held):
         memory = {**self.memory.as_data(), "steps_down": list(self.steps_down)}
         document |= {"memory": memory, "expert_swaps": self._experts.swaps}
         document |= {"monitor": report(self.guard, list(self._experts.monitors.values()))}
+        document |= {"adaptive": adaptive_report(self.guard.strengths, self.adaptation)}
         return document if self.ops is None else document | {"ops": self.ops.as_data(self.profile.monitor.quant_overhead)}
 
     def policy(self) -> Policy:

@@ -112,6 +112,22 @@ def test_json_summary(run):
     assert data["realtime"] > 0
 
 
+def test_the_summary_says_what_the_monitor_and_the_levels_did():
+    from turbort.cli.summary import summary
+
+    event = {"step": 2, "action": "promote", "share": 0.4, "sites": ["dit/a", "dit/b"]}
+    monitor = {"note": "", "transformers": [{"events": [event, {**event, "step": 1}, {**event, "action": "demote"}]}]}
+    steps = [{"level": 1}, {"level": 0}, {"level": 0}]
+    adaptive = {"enabled": True, "signal": "error", "levels": [{}, {}], "videos": [{"steps": steps}]}
+    receipt = {"seconds": {}, "plan": {"digest": "1"}, "fallbacks": [], "monitor": monitor, "adaptive": adaptive}
+    data = summary([], [receipt], 1.0, Path("r.json"))
+    assert data["monitor"] == ["2 call sites run at the next precision, from step 1, 2 on; up to 40% outliers"]
+    assert data["adaptive"] == ["3 steps by error: 2 at level 0, 1 at level 1"]
+    off = {**receipt, "monitor": {"note": "no room"}, "adaptive": {"enabled": False, "note": "no calibration"}}
+    data = summary([], [off], 1.0, Path("r.json"))
+    assert (data["monitor"], data["adaptive"]) == (["no room"], ["off: no calibration"])
+
+
 def test_the_report_can_go_elsewhere(run, tmp_path):
     assert run("--prompt", "x", "--report", "r.json").code == 0
     assert files(tmp_path) == ["out.mp4", "r.json"]

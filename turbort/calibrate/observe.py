@@ -83,6 +83,8 @@ class Watch:
         self.moments = moments
         self.step = 0
         self.energy = math.inf
+        self.felt: dict[str, float] = {}
+        """Errors that the outputs of the running step felt, by precision, over all sites and calls since it was last emptied."""
         self._generator = torch.Generator().manual_seed(seed)
 
     def backward(self, out: Tensor) -> None:
@@ -139,7 +141,9 @@ class Site:
         harms = {}
         for precision in self.candidates:
             delta = self._at(precision, given).to(torch.float32) - exact
-            harms[precision] = Harm(float(delta.square().sum()), signal, felt(slope, delta) / self.watch.energy)
+            harm = Harm(float(delta.square().sum()), signal, felt(slope, delta) / self.watch.energy)
+            harms[precision] = harm
+            self.watch.felt[precision] = self.watch.felt.get(precision, 0.0) + harm.felt
         self._add(StepRecord(1, Moments(), harms))
 
     def _at(self, precision: str, given: Mapping[str, Any]) -> Tensor:

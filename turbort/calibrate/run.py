@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
+from torch import Tensor
 
 from turbort.calibrate.model import LINEARS, Watched
 from turbort.calibration import Calibration, Link
@@ -20,8 +21,11 @@ from turbort.errors import InputError
 from turbort.experts import Setting
 from turbort.io import atomic_bytes
 from turbort.job import Event, Job, OnEvent, passes, silent
+from turbort.looks import Look, Video
 from turbort.memory import Residency
 from turbort.models.files import locate
+from turbort.models.sampler import Step
+from turbort.models.signal import difference, measure
 from turbort.models.spec import ModelSpec
 from turbort.plan import Plan
 from turbort.planner import DTYPES, Target
@@ -52,12 +56,14 @@ def calibrate(
     linears: tuple[str, ...] = LINEARS,
     links: Sequence[str] = LINKS,
     moments: Path | None = None,
+    every_link: bool = False,
     on_event: OnEvent = silent,
 ) -> Calibration:
     """Watch the sampling of `jobs` (of one shape) and return what every call site of the transformer saw and would suffer.
 
     One forward and one backward pass per step and job, in the profile's compute dtype, plus each site once more at every
-    precision. For each precision in `links` the first job's video is made too, and compared with the unquantised one.
+    precision. For each precision in `links` the first job's video is made too (with `every_link` every job's), and compared with
+    the unquantised one. How each video looked at its steps is kept, too, for the strength levels of `turbort.guard.levels`.
     `moments` names a safetensors file for E[x x^T] of every block linear, which `turbort prune` reads; a K x K matrix each.
     Raises InputError for jobs of several shapes or with pictures.
     """
@@ -77,8 +83,10 @@ def calibrate(
     setting = Setting(spec, profile, Plan(header, ()), subject.registry, backend, subject.target.device, Residency())
     watched = Watched(setting, files, linears=linears, moments=moments is not None)
     watched.load(lambda: backend.memory(subject.target.device).used, on_event)
+    videos = []
     for number, job in enumerate(resolved):
         watched.watch.step = 0
+        looks: list[Look] = []
         denoiser = Denoiser(
             spec,
             watched,
@@ -91,7 +99,10 @@ def calibrate(
         )
         for state in denoiser.steps(job, [job.seed]):
             watched.watch.step = state.index + 1
+            looks.append(_look(state, watched.watch.felt, passes(job)))
+            watched.watch.felt.clear()
             on_event(Event("sample", state.index + 1, state.total, number))
+        videos.append(Video(tuple(looks)))
     first = resolved[0]
     made = Calibration(
         {
@@ -112,20 +123,32 @@ def calibrate(
         found = {name: value.contiguous() for name, value in watched.moments().items()}
         atomic_bytes(moments, save(found, {"checkpoint": watched.digests[watched.roles[0]]}))
     watched.close()
-    return replace(made, links=tuple(_links(subject, made, first, links, on_event)))
+    linked = resolved if every_link else resolved[:1]
+    exact = list(_videos(subject, profile.precision.compute, linked, on_event)) if links else []
+    errors = {precision: _errors(_videos(subject, precision, linked, on_event), exact) for precision in links}
+    made_at = [Link(name, predicted(made, name), sum(mse for mse, _ in row) / len(row), len(row)) for name, row in errors.items()]
+    for number in range(len(linked) if links else 0):
+        mse, moved = ({name: row[number][part] for name, row in errors.items()} for part in (0, 1))
+        videos[number] = replace(videos[number], mse=mse, first=moved)
+    return replace(made, links=tuple(made_at), videos=tuple(videos))
 
 
-def _links(subject: Subject, made: Calibration, job: Job, precisions: Sequence[str], on_event: OnEvent) -> list[Link]:
-    """A video at each precision against the unquantised one of the same noise."""
-    if not precisions:
-        return []
-    compute = subject.profile.precision.compute
-    exact = _video(subject, compute, job, on_event)
-    found = []
-    for precision in precisions:
-        mse = float(numpy.square(_video(subject, precision, job, on_event) - exact).mean())
-        found.append(Link(precision, predicted(made, precision), mse))
-    return found
+def _look(state: Step, felt: Mapping[str, float], calls: int) -> Look:
+    """A step as calibration keeps it; `felt` is over all model calls of the step."""
+    gradient, motion = measure(state.clean)[0].tolist()
+    return Look(state.t, gradient, motion, {name: value / calls for name, value in felt.items()})
+
+
+Made = tuple[NDArray[numpy.uint8], Tensor]
+"""Frames of a video, and the clean latents that its first step predicted."""
+
+
+def _errors(videos: Iterable[Made], exact: Sequence[Made]) -> list[tuple[float, float]]:
+    """Per video the mean squared error of pixels in [0, 1], and how far the first step's clean latents moved."""
+    return [
+        (float(numpy.square((mine.astype(numpy.float32) - theirs) / 255.0).mean()), float(difference(truth, first)))
+        for (mine, first), (theirs, truth) in zip(videos, exact, strict=True)
+    ]
 
 
 def predicted(made: Calibration, precision: str) -> float:
@@ -133,16 +156,20 @@ def predicted(made: Calibration, precision: str) -> float:
     return sum(site.felt(precision) for site in made.sites.values() if precision in site.precisions)
 
 
-def _video(subject: Subject, linear: str, job: Job, on_event: OnEvent) -> NDArray[numpy.float32]:
-    """Frames in [0, 1] with all block linears at one precision and attention in the compute dtype, by reference kernels."""
+def _videos(subject: Subject, linear: str, jobs: Sequence[Job], on_event: OnEvent) -> Iterator[Made]:
+    """Each job with all block linears at one precision and attention in the compute dtype, by reference kernels."""
     words = subject.profile.precision
     same = words.linear.model_copy(update={"max": linear, "min": linear})
     changed = words.model_copy(update={"linear": same, "attention": words.compute, "overrides": {}})
     profile = subject.profile.model_copy(update={"precision": changed, "fallback": "allow"})
-    plain = replace(job, out=None)
+    plain = [replace(job, out=None) for job in jobs]
     with Session.open(
-        subject.spec, profile, registry=subject.registry, on=subject.target.backend, jobs=[plain], root=subject.root,
+        subject.spec, profile, registry=subject.registry, on=subject.target.backend, jobs=plain, root=subject.root,
         cache=subject.cache,
     ) as session:  # fmt: skip
-        frames = session.generate([plain], on_event)[0].frames
-    return numpy.asarray(frames, dtype=numpy.float32) / 255.0
+        for job in plain:
+            with torch.inference_mode():
+                states = list(session.denoiser([job], session._embed([job])).steps(job, [job.seed]))
+                _, frames = session.decode(states[-1].x, job)
+            on_event(Event("sample", len(states), len(states)))
+            yield numpy.asarray(frames), states[0].clean

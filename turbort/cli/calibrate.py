@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from turbort.models.spec import ModelSpec
 
 COLUMNS = ("role", "sites", "range", "outliers", "near zero", "precision", "site nmse", "felt")
+SIGNAL_COLUMNS = ("signal", "step", "precision", "10 %", "50 %", "90 %", "rank correlation", "videos", "of")
 
 
 @ui.guarded
@@ -34,6 +35,9 @@ def calibrate(
     link: Annotated[
         str, typer.Option("--link", metavar="NAMES", help="Precisions of whole videos that tie errors to pixels; `none` skips.")
     ] = "w8a8,w4a8",
+    every_link: Annotated[
+        bool, typer.Option("--every-link", help="Make those videos of every prompt: what strength levels need to know.")
+    ] = False,
     moments: Annotated[
         Path | None, typer.Option("--moments", metavar="FILE", help="Keep E[x x^T] of linears, too, for `turbort prune`.")
     ] = None,
@@ -55,13 +59,16 @@ def calibrate(
     parts = [Calibration.load(path) for path in merge or ()]
     if prompts is not None:
         precisions = () if link == "none" else tuple(name.strip() for name in link.split(","))
-        parts.append(_made(model, prompts, weights, profile, on, _shape(size, frames, steps), sampler, precisions, moments))
+        shaped = _shape(size, frames, steps)
+        parts.append(_made(model, prompts, weights, profile, on, shaped, sampler, precisions, moments, every_link=every_link))
     made = joined(parts)
     atomic_text(out, made.dumps())
     if json:
-        ui.emit_json({"out": str(out), "digest": made.digest, **made.header, "runs": len(made.runs), "roles": rows(made)})
+        tables = {"roles": rows(made), "signals": signals(made)}
+        ui.emit_json({"out": str(out), "digest": made.digest, **made.header, "runs": len(made.runs), **tables})
         return
     ui.table(rows(made), COLUMNS, title=f"calibration {made.digest}: {made.header['model']}, {len(made.runs)} runs")
+    ui.table(signals(made), SIGNAL_COLUMNS, title="how the videos looked at each step, and how that goes with their errors")
     for row in made.links:
         ui.say(f"all linears at {row.precision}: predicted error {row.predicted:.3g}, video PSNR {row.psnr:.2f} dB")
     ui.result(str(out))
@@ -81,6 +88,8 @@ def _made(
     sampler: str | None,
     links: tuple[str, ...],
     moments: Path | None,
+    *,
+    every_link: bool,
 ) -> Calibration:
     from turbort.calibrate.run import Subject
     from turbort.calibrate.run import calibrate as run
@@ -103,7 +112,7 @@ def _made(
     jobs = read_prompts(prompts, _base(spec, shape), spec)
     subject = Subject(spec, choice.profile, choice.registry, choice.target, root, PromptCache.default())
     with Display(jobs=len(jobs)) as display:
-        return run(subject, jobs, links=links, moments=moments, on_event=display)
+        return run(subject, jobs, links=links, moments=moments, every_link=every_link, on_event=display)
 
 
 def _base(spec: ModelSpec, shape: dict[str, Any]) -> Job:
@@ -137,4 +146,23 @@ def rows(made: Calibration) -> list[dict[str, Any]]:
                 "felt": f"{sum(site.felt(precision) for site in sites):.2g}",
             }
             found.append({**(facts if number == 0 else {}), **errors})
+    return found
+
+
+def signals(made: Calibration) -> list[dict[str, Any]]:
+    """Per signal and step its quantiles over the videos, and its rank correlation with the videos' errors at each precision."""
+    from turbort.looks import ERROR, SIGNALS, quantile, trend
+
+    known = [set(video.mse) or {name for look in video.looks for name in look.felt} for video in made.videos]
+    names = sorted(set.intersection(*known)) if known else []
+    steps = min((len(video.looks) for video in made.videos), default=0)
+    found = []
+    for signal, step in (*((name, step) for name in SIGNALS for step in range(1, steps + 1)), (ERROR, 1)):
+        for name in names:
+            values = sorted(v for v in (video.value(signal, step, name) for video in made.videos) if v is not None)
+            row = trend(made.videos, signal, step, name)
+            if row is not None:
+                facts: dict[str, Any] = {"signal": signal, "step": step, "precision": name}
+                facts |= {word: f"{quantile(values, share):.4g}" for word, share in (("10 %", 0.1), ("50 %", 0.5), ("90 %", 0.9))}
+                found.append({**facts, "rank correlation": f"{row.correlation:+.2f}", "videos": row.clips, "of": row.label})
     return found

@@ -137,11 +137,11 @@ def make(
     choice: Choice, spec: ModelSpec, job: Job, *, jobs: int = 1, batch: int | None = None, evidence: Evidence | None = None
 ) -> Plan:
     """Plan `spec` for a checked job; `batch` defaults to the samples that the profile puts into one model call."""
+    from turbort.guard.levels import make_levelled_plan
     from turbort.job import samples_per_step
-    from turbort.planner import make_plan
 
     full = job.resolved(spec)
-    return make_plan(
+    return make_levelled_plan(
         spec,
         choice.profile,
         choice.registry,

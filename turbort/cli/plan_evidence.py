@@ -103,7 +103,7 @@ class Evidenced:
         assert self.evidence is not None
         assert self.evidence.calibration is not None
         calibration = self.evidence.calibration
-        error = calibration.error_for(self.choice.profile.quality.psnr)
+        error = calibration.error_for(self.choice.profile.planned_psnr)
         return pareto(problem_of(self.planner, self.sites, self.evidence), calibration, error, self.evidence.weights)
 
     def show(self, plane: Pareto, plot: Path | None) -> None:

@@ -64,6 +64,7 @@ def plan_table(plan: Plan, *, sites: bool = False, stderr: bool = False) -> None
     measured = remarks(plan)
     if not sites:
         ui.table(_once_per_stage(grouped(plan, measured)), COLUMNS, title=heading, styles=_style, stderr=stderr)
+        _say_levels(plan)
         return
     rows = [
         {**row, "shapes": " ".join(row.get("shapes", ())), "emits": row.get("emit"), "note": _why(row, measured)}
@@ -71,6 +72,15 @@ def plan_table(plan: Plan, *, sites: bool = False, stderr: bool = False) -> None
     ]
     columns = ("path", "op", "precision", "kernel", "shapes", "emits", "layout", "converts", "note")
     ui.table(rows, columns, title=heading, styles=_style, stderr=stderr)
+    _say_levels(plan)
+
+
+def _say_levels(plan: Plan) -> None:
+    from turbort.guard.strength import Strengths
+
+    strengths = Strengths.of(plan.header)
+    for line in strengths.describe() if strengths else ():
+        ui.say(line, "warn" if strengths and strengths.note else None)
 
 
 def _once_per_stage(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -164,10 +164,24 @@ def _sentences(profile: Profile) -> list[dict[str, str]]:
         "memory": f"{memory.strategy}{tier}, offload {offload}, activation cache {memory.activation_cache}",
         "graph capture": "auto" if isinstance(capture, str) else "always" if capture else "never",
         "monitor": f"{monitor.on_outlier} above {monitor.outlier_share:.0%} outliers; quantising up to {overhead} of a step",
+        "adaptive": _adaptive(profile),
         "quality": f"at least {profile.quality.psnr:g} dB PSNR and {profile.quality.ssim:g} SSIM against the unquantised run",
         "fallback": profile.fallback,
     }
     return [{"about": about, "says": text} for about, text in says.items()]
+
+
+def _adaptive(profile: Profile) -> str:
+    """Strength levels in words."""
+    wish = profile.adaptive
+    if not wish.enabled:
+        return "off: every step runs at the planned precisions"
+    levels = " / ".join(f"{psnr:g} dB" for psnr in wish.levels) or "the planned precisions / every second kernel"
+    when = "once per clip, by the first step" if wish.per == "clip" else "per step, by the last but one"
+    signal = "the calibrated signal" if wish.signal == "auto" else wish.signal
+    cuts = ", ".join(f"{value:g}" for value in wish.thresholds) or ", ".join(f"{share:.0%}" for share in wish.quantiles)
+    by = f"thresholds {cuts}" if wish.thresholds else f"the easiest {cuts} of the calibrated videos below each further level"
+    return f"{levels}; chosen {when}, from {signal}: {by}; begins {wish.begin}"
 
 
 def memory_text(count: int) -> str:

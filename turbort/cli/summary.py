@@ -42,6 +42,8 @@ def summary(results: Sequence[Result], receipts: Sequence[Mapping[str, Any]], wa
         "plans": [receipt["plan"]["digest"] for receipt in receipts],
         "rehearsal": any(receipt["plan"].get("rehearsal") for receipt in receipts),
         "fallbacks": sum(len(receipt["fallbacks"]) for receipt in receipts),
+        "monitor": [told for receipt in receipts for told in _watched(receipt.get("monitor", {}))],
+        "adaptive": [told for receipt in receipts for told in _levels(receipt.get("adaptive", {}))],
         "unmet": [row for receipt in receipts for row in receipt.get("unmet", ())],
         "report": str(report),
     }
@@ -66,9 +68,35 @@ def show(data: Mapping[str, Any]) -> None:
             f"  fallback  {data['fallbacks']} call sites ran on something else than the profile asked; the report says why",
             "warn",
         )
+    for line in data["monitor"]:
+        ui.say(f"  monitor   {line}", "warn")
+    for line in data["adaptive"]:
+        ui.say(f"  levels    {line}")
     for row in data["unmet"]:
         what = f"{row['stage']} {row['op']} at {row['precision']}"
         ui.say(f"  receipt   {what}: planned for {row['planned']} call sites, and {row['ran']} ran so", "warn")
     if data["rehearsal"]:
         ui.say("  rehearsal of another platform's precisions: the numerics are real, the timings mean nothing", "warn")
     ui.say(f"  report    {data['report']}")
+
+
+def _watched(monitor: Mapping[str, Any]) -> list[str]:
+    """What the outlier monitor did, if it did anything, and why it did less than the profile asks for."""
+    found = [str(monitor["note"])] if monitor.get("note") else []
+    events = [event for row in monitor.get("transformers", ()) for event in row["events"]]
+    for action, words in (("promote", "run at the next precision"), ("warn", "have outliers and stay as they are")):
+        mine = [event for event in events if event["action"] == action]
+        if mine:
+            sites, steps = len({site for event in mine for site in event["sites"]}), sorted({event["step"] for event in mine})
+            most = max(event["share"] for event in mine)
+            found.append(f"{sites} call sites {words}, from step {', '.join(map(str, steps))} on; up to {most:.0%} outliers")
+    return found
+
+
+def _levels(adaptive: Mapping[str, Any]) -> list[str]:
+    """How many steps ran at each strength level, or why there are none."""
+    if not adaptive.get("enabled"):
+        return [f"off: {adaptive['note']}"] if adaptive.get("note") else []
+    levels = [row["level"] for video in adaptive["videos"] for row in video["steps"]]
+    shares = ", ".join(f"{levels.count(level)} at level {level}" for level in range(len(adaptive["levels"])))
+    return [f"{len(levels)} steps by {adaptive['signal']}: {shares}"]

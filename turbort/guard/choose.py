@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from turbort.backend import Backend
 from turbort.guard.groups import find_groups
-from turbort.guard.monitor import Watch
+from turbort.guard.monitor import Mode, Watch
 from turbort.guard.policy import Policy
+from turbort.guard.strength import Strengths
 from turbort.memory import MARGIN, Forecast
 from turbort.models.spec import ModelSpec
 from turbort.plan import Plan
@@ -32,8 +33,10 @@ def watch_of(
     change kernels. Streamed blocks are not watched: their weights come and go.
     """
     wish = profile.monitor
-    if policy is None and wish.on_outlier == "ignore":
-        return Watch("off", wish.outlier_share)
+    strengths = _strengths(profile, plan) if policy is None else None
+    adapts = strengths is not None and strengths.works
+    if policy is None and wish.on_outlier == "ignore" and not adapts:
+        return Watch("off", wish.outlier_share, strengths=strengths)
     backend = registry.backend(target.backend)
     why = _cannot(backend, memory)
     groups = () if why else find_groups(spec, profile, registry, target, plan)
@@ -41,15 +44,30 @@ def watch_of(
         policy.check(spec.name, plan.digest, [group.name for group in groups])
         return Watch("replay", wish.outlier_share, groups, policy, why)
     if why:
-        return Watch("off", wish.outlier_share, note=why)
-    watch = Watch("promote" if wish.on_outlier == "promote" else "warn", wish.outlier_share, groups)
+        return Watch("off", wish.outlier_share, note=why, strengths=_without(strengths, why))
+    if strengths is not None and adapts:
+        strengths.check([group.name for group in groups])
+    modes: dict[str, Mode] = {"promote": "promote", "warn": "warn", "ignore": "off"}
+    watch = Watch(modes[wish.on_outlier], wish.outlier_share, groups, strengths=strengths)
     copies = len(spec.experts) if spec.experts and memory.residency.experts == "all" else 1
     room = None if memory.budget is None else memory.budget - memory.needed
     wanted = round(watch.weight_bytes * copies * MARGIN)
     if room is not None and wanted > room:
         note = f"second weights would take {format_bytes(wanted)} and {format_bytes(max(0, room))} are left: outliers only warn"
-        return replace(watch, mode="warn", note=note)
+        mode: Mode = "warn" if watch.mode == "promote" else watch.mode
+        return replace(watch, mode=mode, note=note, strengths=_without(strengths, "second weights do not fit"))
     return watch
+
+
+def _strengths(profile: Profile, plan: Plan) -> Strengths | None:
+    """The plan's levels where the profile wants them; a note where the plan was made without."""
+    if not profile.adaptive.enabled:
+        return None
+    return Strengths.of(plan.header) or Strengths("clip", "", 0, note="the plan was made without levels")
+
+
+def _without(strengths: Strengths | None, why: str) -> Strengths | None:
+    return None if strengths is None else Strengths(strengths.per, "", 0, note=strengths.note or why)
 
 
 def _cannot(backend: Backend, memory: Forecast) -> str:

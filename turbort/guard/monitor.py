@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from turbort.guard.groups import Group
 from turbort.guard.policy import Policy, merged
 from turbort.guard.probe import Probes
+from turbort.guard.strength import Strengths
 from turbort.guard.switch import Switchboard
 from turbort.op import Slot, slots
 
@@ -27,7 +28,8 @@ CALM_STEPS = 3
 class Watch:
     """What the monitors of a run do, and with which groups.
 
-    `note` says why less is done than the profile asks for.
+    `strengths` are the plan's levels, where one of them is chosen per step or clip; `note` says why less is done than the profile
+    asks for.
     """
 
     mode: Mode = "off"
@@ -35,11 +37,22 @@ class Watch:
     groups: tuple[Group, ...] = ()
     policy: Policy | None = None
     note: str = ""
+    strengths: Strengths | None = None
+
+    @property
+    def adapts(self) -> bool:
+        """Whether levels are chosen."""
+        return self.strengths is not None and self.strengths.works
+
+    @property
+    def switches(self) -> bool:
+        """Whether second kernels are there to change to."""
+        return bool(self.groups) and (self.adapts or self.mode in ("promote", "replay"))
 
     @property
     def weight_bytes(self) -> int:
         """What the second kernels' weights take on the device, per transformer."""
-        return sum(group.weight_bytes for group in self.groups) if self.mode in ("promote", "replay") else 0
+        return sum(group.weight_bytes for group in self.groups) if self.switches else 0
 
 
 class Monitor:
@@ -57,10 +70,15 @@ class Monitor:
         self.step = 0
         self.events: list[dict[str, Any]] = []
         self.recorded: tuple[frozenset[str], ...] = ()
+        self.clips: list[tuple[frozenset[str], ...]] = []
         self._shares: dict[str, float] = {}
         self._calm: dict[str, int] = {}
         self._warned: set[str] = set()
         self._steps: list[frozenset[str]] = []
+        self._begun = False
+        self._close: frozenset[str] = frozenset()
+        self.in_turns = False
+        """Whether quiet sites need not be sampled at every step: a step that is replayed has every copy in it anyway."""
         if probes is not None:
             for group in watch.groups:
                 self._attach(group, probes, sites[group.probe.partition("/")[2]])
@@ -81,39 +99,58 @@ class Monitor:
     def begin(self) -> None:
         """A new video: a job's frames must not depend on what was made before it."""
         self._keep()
+        self._close = frozenset()
         self.step = 0
         self._calm.clear()
         if self.board is not None:
             self.board.set(frozenset())
 
     def _keep(self) -> None:
+        if self._begun:
+            self.clips.append(tuple(self._steps))
+        self._begun = True
         self.recorded = merged(self.recorded, self._steps) if self.recorded else tuple(self._steps)
         self._steps = []
 
-    def before(self) -> None:
-        """Put the kernels of this step in place."""
+    def before(self, level: frozenset[str] = frozenset()) -> None:
+        """Put the kernels of this step in place: those of its strength level, and what has been promoted."""
         self.step += 1
-        if self.board is not None and self.watch.policy is not None:
-            self.board.set(self.watch.policy.at(self.role, self.step))
+        if self.probes is not None and self.in_turns:
+            self.probes.turn(self.step, self._close | (self.board.promoted if self.board is not None else frozenset()))
+        if self.board is None:
+            return
+        if self.watch.policy is not None:
+            self.board.set(self.watch.policy.at(self.role, self.step, len(self.clips)))
+        elif level != self.board.level:
+            self.board.strengthen(level)
 
     def after(self) -> bool:
         """Judge what the forward showed; True when sites were promoted and it should be made again with them."""
         if self.probes is None:
+            self._steps += [self.board.active] if self.board is not None else []
             return False
         shares = dict(zip((group.name for group in self.watch.groups), self.probes.shares(), strict=True))
+        self._close = frozenset(name for name, share in shares.items() if share >= self.watch.threshold / 2)
         self._shares = {name: max(share, self._shares.get(name, 0.0)) for name, share in shares.items()}
         if self.watch.mode != "promote" or self.board is None:
             self._warn(shares)
+            self._steps += [self.board.active] if self.board is not None else []
             return False
         up = [name for name, share in shares.items() if share > self.watch.threshold and name not in self.board.promoted]
         down = [name for name in self.board.promoted if self._settled(name, shares[name])]
-        used = self.board.promoted | frozenset(up)
-        self._steps.append(used)
+        before, used = self.board.active, self.board.promoted | frozenset(up)
+        # What the level had promoted anyway has run at its second kernel, and only stays there when the level falls.
+        again = not frozenset(up) <= before
+        self._steps.append(before | used)
         self.board.set(used - frozenset(down))
         for action, names in (("promote", up), ("demote", down)):
             for name in names:
-                self._note(action, name, shares[name])
-        return bool(up)
+                self._note(action, name, shares[name], repeated=again and action == "promote")
+        return again
+
+    def instead(self, ran: frozenset[str]) -> None:
+        """The step that was judged last is replaced by one in which these groups ran their second kernel."""
+        self._steps[-1] = ran
 
     def _settled(self, name: str, share: float) -> bool:
         """Whether a promoted site has been calm for long enough; half the threshold keeps it from going to and fro."""
@@ -129,7 +166,7 @@ class Monitor:
                 self._warned.add(name)
                 self._note("warn", name, share)
 
-    def _note(self, action: str, name: str, share: float) -> None:
+    def _note(self, action: str, name: str, share: float, *, repeated: bool = False) -> None:
         group = next(group for group in self.watch.groups if group.name == name)
         site = group.members[0]
         self.events.append(
@@ -142,7 +179,7 @@ class Monitor:
                 "from": site.now.precision if action != "demote" else site.then.precision,
                 "to": site.then.precision if action == "promote" else site.now.precision,
                 "sites": [member.now.path for member in group.members],
-                "repeated": action == "promote",
+                "repeated": repeated,
             }
         )
         log.info("step %d: %s %s, %.1f %% outliers", self.step, action, name, 100 * share)
@@ -152,6 +189,7 @@ class Monitor:
         if earlier is not None:
             self.step, self.events, self.recorded = earlier.step, earlier.events, earlier.recorded
             self._shares, self._steps, self._warned = earlier._shares, earlier._steps, earlier._warned
+            self.clips, self._begun = earlier.clips, earlier._begun
 
     @property
     def steps(self) -> tuple[frozenset[str], ...]:
@@ -186,5 +224,6 @@ def report(watch: Watch, monitors: Sequence[Monitor]) -> dict[str, Any]:
 
 
 def recorded(model: str, plan: str, monitors: Sequence[Monitor]) -> Policy:
-    """The policy that a monitored run amounts to."""
-    return Policy(model, plan, {monitor.role: monitor.steps for monitor in monitors})
+    """The policy that a monitored run amounts to; levels differ from clip to clip, so those are kept one by one."""
+    each = {monitor.role: (*monitor.clips, tuple(monitor._steps)) for monitor in monitors if monitor.watch.adapts}
+    return Policy(model, plan, {monitor.role: monitor.steps for monitor in monitors}, each)

@@ -3,10 +3,14 @@
 A few evenly spread rows per site go into buffers that exist before the first step, so that a captured graph can fill them.
 All sites are judged together after the step, with one transfer to the host.
 
+Where a step is run call by call, what a sample costs is the host's way into two more operations, not their arithmetic (45 us on a
+busy core, 5 us in a loop). There, quiet sites are sampled in turns: all of them in a video's first step, then each in every
+`EVERY`-th. A step that a device replays holds all copies, and they cost it microseconds.
+
 * Linears with int8 activations: a token is rounded with a step of amax / 127. A row is an outlier where a few large values
-  leave so few steps for the others that those are rounded as coarsely as 4-bit weights are: with r the root mean square of
-  the values up to amax / 2, c = amax / r, their relative error is c^2 / (12 x 127^2), and the budget of w4a8 is 2e-2, so
-  c > 127 sqrt(12 x 2e-2) = 62. Normal values have c = 4. The scale cancels, so codes do as well as values.
+  leave so few steps for the others that those are rounded as coarsely as 4-bit weights are: with r the root mean square of the
+  row without its values beyond amax / 2, c = amax / r, their relative error is c^2 / (12 x 127^2), and the budget of w4a8 is
+  2e-2, so c > 127 sqrt(12 x 2e-2) = 62. Normal values have c = 4. The scale cancels, so codes do as well as values.
 * INT8 attention: a logit q k / sqrt(d) gets an error of variance (|q|^2 s_k^2 + |k|^2 s_q^2) / (12 d), s the scales of q and
   of the smoothed k. It is an outlier where the standard deviation is beyond 0.1: its softmax weight is then off by a tenth.
 """
@@ -26,6 +30,8 @@ from turbort.quant.qtensor import QTensor
 
 ROWS = 32
 """Rows per site and step: a share of 5 % is two of them."""
+EVERY = 4
+"""Steps between two samples of a quiet site, where steps are run call by call."""
 CREST = 127.0 * math.sqrt(12.0 * PRECISIONS["w4a8"].max_nmse)
 LOGIT_ERROR = 0.1
 
@@ -35,46 +41,72 @@ class Probes:
 
     def __init__(self, groups: Sequence[Group], device: torch.device) -> None:
         self.groups = tuple(groups)
-        self._place: dict[str, tuple[Tensor, int]] = {}
+        self.listening: frozenset[str] | None = None
+        """Groups that are sampled in this step; None samples all."""
+        self._last = [0.0] * len(self.groups)
+        self._place: dict[str, Tensor] = {}
         self._buffers: list[tuple[str, Tensor, list[int]]] = []
         for kind, width, heads in dict.fromkeys((g.kind, g.width, g.heads) for g in groups):
             members = [i for i, g in enumerate(groups) if (g.kind, g.width, g.heads) == (kind, width, heads)]
             shape = (len(members), 2, ROWS, heads, width // heads) if kind == "logits" else (len(members), ROWS, width)
             buffer = torch.zeros(shape, device=device)
             self._buffers.append((kind, buffer, members))
-            self._place |= {groups[i].name: (buffer, row) for row, i in enumerate(members)}
+            self._place |= {groups[i].name: buffer[row] for row, i in enumerate(members)}
 
     def take(self, group: Group, args: tuple[Any, ...]) -> None:
-        """Copy rows of a call's arguments; no transfer, no allocation."""
-        buffer, row = self._place[group.name]
+        """Copy rows of a call's arguments; no transfer, no allocation, and two operations a tensor: each costs the host more
+        than its arithmetic."""
+        if self.listening is not None and group.name not in self.listening:
+            return
+        place = self._place[group.name]
         if group.kind == "logits":
-            for part, value in enumerate(args[:2]):
-                _copy(buffer[row, part], value[0])
+            for target, value in zip(place, args[:2], strict=True):
+                _copy(target, value[0])
             return
         x = args[0].values if isinstance(args[0], QTensor) else args[0]
-        _copy(buffer[row], x.reshape(-1, group.width))
+        _copy(place, x if x.ndim == 2 else x.flatten(0, -2))
+
+    def turn(self, step: int, always: frozenset[str]) -> None:
+        """Sample, in a video's step (counted from 1), the groups whose turn it is and those in `always`."""
+        mine = {group.name for i, group in enumerate(self.groups) if (i + step) % EVERY == 0}
+        self.listening = None if step == 1 else frozenset(mine | always)
 
     def shares(self) -> list[float]:
-        """Share of outliers per group in what was last sampled."""
-        found = torch.zeros(len(self.groups))
+        """Share of outliers per group when it was last sampled; the samples are used up."""
         for kind, buffer, members in self._buffers:
-            found[members] = (_logits(buffer) if kind == "logits" else _rows(buffer)).cpu()
-        return [float(value) for value in found]
+            heard = [row for row, i in enumerate(members) if self.listening is None or self.groups[i].name in self.listening]
+            if heard:
+                samples = buffer if len(heard) == len(members) else buffer[heard]
+                found = _logits(samples) if kind == "logits" else _rows(samples)
+                for row, value in zip(heard, found.tolist(), strict=True):
+                    self._last[members[row]] = value
+                buffer.zero_()  # a site that the next step does not call has no outliers there
+        return list(self._last)
 
 
 def _copy(buffer: Tensor, rows: Tensor) -> None:
-    step = max(1, rows.shape[0] // ROWS)
-    some = rows[::step][:ROWS]
-    buffer[: some.shape[0]].copy_(some)
+    """Evenly spread rows of [n, ...] into [ROWS, ...], or all where there are fewer."""
+    step = len(rows) // ROWS
+    if step == 0:
+        buffer[: len(rows)].copy_(rows)
+    else:
+        first, *others = rows.stride()
+        buffer.copy_(rows.as_strided(buffer.shape, (step * first, *others)))
 
 
 def _rows(x: Tensor) -> Tensor:
-    """[n, ROWS, K] -> [n]."""
-    size = x.abs()
-    most = size.amax(-1, keepdim=True)
-    others = size <= most / 2
-    energy = (size * others).square().sum(-1) / others.sum(-1).clamp_min(1)
-    return (most.squeeze(-1).square() > CREST**2 * energy).float().mean(-1)
+    """[n, ROWS, K] -> [n]; `x` is used up.
+
+    Everything happens in place: temporaries of this size are fresh pages from the system at every step, and on a CPU those cost
+    ten times the arithmetic. The few large values count as zeros among the others.
+    """
+    most = x.abs_().amax(-1, keepdim=True)
+    x.div_(most.clamp_min(1e-30))
+    energy = torch.linalg.vector_norm(x, dim=-1).square_()
+    torch.threshold_(x, 0.5, 0.0)  # what is left are the few large values
+    energy -= torch.linalg.vector_norm(x, dim=-1).square_()
+    wide: Tensor = (x.shape[-1] > CREST**2 * energy) & (most.squeeze(-1) > 0)
+    return wide.float().mean(-1)
 
 
 def _logits(x: Tensor) -> Tensor:

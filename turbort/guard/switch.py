@@ -50,13 +50,18 @@ class Twin:
 
 
 class Switchboard:
-    """The groups of one model and which of them are promoted: what a compiled step needs to know."""
+    """The groups of one model and which of them are promoted: what a compiled step needs to know.
+
+    A group runs its second kernel when the monitor has promoted it or the strength level of the step holds it.
+    """
 
     def __init__(
         self, groups: Sequence[Group], slots: Mapping[str, Slot], registry: Registry, device: torch.device, stage: str = "dit"
     ) -> None:
         self.groups = {group.name: group for group in groups}
         self.promoted: frozenset[str] = frozenset()
+        self.level: frozenset[str] = frozenset()
+        self.active: frozenset[str] = frozenset()
         self._device = device
         self._twins: dict[str, list[Twin]] = {}
         self._by_path: dict[str, Twin] = {}
@@ -68,7 +73,7 @@ class Switchboard:
     @property
     def key(self) -> frozenset[str]:
         """Equal keys mean equal kernels at every site."""
-        return self.promoted
+        return self.active
 
     def take(self, name: str, value: Tensor | QTensor, shape: Sequence[int]) -> None:
         """The weight `name` of the model, in passing: packed for the second kernel of its site, if that has one."""
@@ -83,24 +88,33 @@ class Switchboard:
         """See the arguments of a group's first site, whichever kernel runs there."""
         twin = self._twins[group.name][0]
         twin.wrap = wrap
-        twin.set(group.name in self.promoted)
+        twin.set(group.name in self.active)
 
     def set(self, promoted: frozenset[str]) -> None:
-        """Promote exactly these groups."""
-        for name in promoted ^ self.promoted:
-            for twin in self._twins[name]:
-                twin.set(name in promoted)
+        """Promote exactly these groups, and what the level holds."""
         self.promoted = promoted
+        self._run(promoted | self.level)
+
+    def strengthen(self, level: frozenset[str]) -> None:
+        """Take a strength level; what the monitor has promoted stays."""
+        self.level = level
+        self._run(self.promoted | level)
+
+    def _run(self, active: frozenset[str]) -> None:
+        for name in active ^ self.active:
+            for twin in self._twins[name]:
+                twin.set(name in active)
+        self.active = active
 
     @contextmanager
     def everything_promoted(self) -> Iterator[None]:
         """All second kernels inside the block: one step in it compiles them and fills their caches."""
-        before = self.promoted
-        self.set(frozenset(self.groups))
+        before = self.active
+        self._run(frozenset(self.groups))
         try:
             yield
         finally:
-            self.set(before)
+            self._run(before)
 
 
 def _twin(member: Member, slot: Slot, registry: Registry) -> Twin:

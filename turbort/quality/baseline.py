@@ -21,15 +21,17 @@ def baseline_plan(plan: Plan, profile: Profile) -> Plan:
 
 
 def baseline_profile(profile: Profile) -> Profile:
-    """The profile with a text encoder in the compute precision and no outlier monitor, for the baseline's session."""
+    """The profile for the baseline's session: text encoder in the compute precision, neither outlier monitor nor levels."""
     compute = profile.precision.compute
     precision = profile.precision.model_copy(
         update={"text": compute if PRECISIONS[profile.precision.text].kind != "float" else profile.precision.text}
     )
     monitor = profile.monitor.model_copy(update={"on_outlier": "ignore"})
+    adaptive = profile.adaptive.model_copy(update={"enabled": False})
     graph = profile.graph.model_copy(update={"capture": False})
     memory = profile.memory.model_copy(update={"tier_boundary": None})
-    return profile.model_copy(update={"precision": precision, "monitor": monitor, "graph": graph, "memory": memory})
+    changed = {"precision": precision, "monitor": monitor, "adaptive": adaptive, "graph": graph, "memory": memory}
+    return profile.model_copy(update=changed)
 
 
 def _plain(choice: Choice, profile: Profile) -> Choice:

@@ -28,6 +28,7 @@ def page(report: Mapping[str, Any], frames: Mapping[str, Any] | None = None) -> 
         ("Time", _time(report)),
         ("Memory over time", _memory(report)),
         ("Monitor", _monitor(report.get("monitor"), events)),
+        ("Strength levels", _levels(report.get("adaptive"))),
         ("What ran", _executed(report)),
     ]
     body = "".join(f"<section><h2>{escape(name)}</h2>{text}</section>" for name, text in sections if text)
@@ -137,6 +138,26 @@ def _monitor(monitor: Mapping[str, Any] | None, events: Sequence[Mapping[str, An
         for event in events
     ]
     return text + (_table(("step", "event", "site", "outliers", "precision"), rows) if rows else "<p>No events.</p>")
+
+
+def _levels(adaptive: Mapping[str, Any] | None) -> str:
+    """Signal and level of every step; why there are none where the profile asks for them."""
+    if not adaptive or (not adaptive["enabled"] and not adaptive.get("note")):
+        return ""
+    if not adaptive["enabled"]:
+        return f"<p>Off: {escape(adaptive['note'])}</p>"
+    signals = ("gradient", "motion", "error")
+    rows = [
+        [
+            "; ".join(video["prompts"]),
+            f"{row['step']}",
+            *(", ".join(f"{value:.4g}" for value in row.get(name, ())) for name in signals),
+            f"{row['level']}",
+        ]
+        for video in adaptive["videos"]
+        for row in video["steps"]
+    ]
+    return f"<p>By {escape(adaptive['basis'])}.</p>" + _table(("prompt", "step", *signals, "level"), rows)
 
 
 def _executed(report: Mapping[str, Any]) -> str:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from turbort.denoise import sampler_of
 from turbort.errors import UnavailableError
+from turbort.guard.levels import make_levelled_plan
 from turbort.job import Job
 from turbort.models.sampler import Noise, Step
 from turbort.models.spec import ModelSpec
 from turbort.plan import Plan
-from turbort.planner import Planner, Target, find_target, make_plan
+from turbort.planner import Planner, Target, find_target
 from turbort.profile import Profile
 from turbort.quality import metrics
 from turbort.quality.baseline import baseline_plan, baseline_profile
@@ -112,7 +113,7 @@ def verify(
     target = target or find_target(profile, registry)
     full = [job.resolved(spec) for job in jobs]
     size = (full[0].width or 0, full[0].height or 0)
-    plan = plan or make_plan(spec, profile, registry, target=target, size=size, frames=full[0].frames)
+    plan = plan or make_levelled_plan(spec, profile, registry, target=target, size=size, frames=full[0].frames)
     plain = baseline_plan(plan, profile)
     with (
         _opened(spec, baseline_profile(profile), registry, plain, target, root) as base,

@@ -12,7 +12,7 @@ from turbort.errors import InputError
 from turbort.guard.groups import Group, Member
 from turbort.guard.monitor import CALM_STEPS, Monitor, Watch
 from turbort.guard.policy import Policy, merged
-from turbort.guard.probe import CREST, ROWS, Probes
+from turbort.guard.probe import CREST, EVERY, ROWS, Probes
 from turbort.plan import Choice
 from turbort.precision import PRECISIONS
 from turbort.quant.schemes import quantize
@@ -83,9 +83,17 @@ class Fixed:
 class Board:
     def __init__(self) -> None:
         self.promoted: frozenset[str] = frozenset()
+        self.level: frozenset[str] = frozenset()
+
+    @property
+    def active(self) -> frozenset[str]:
+        return self.promoted | self.level
 
     def set(self, promoted: frozenset[str]) -> None:
         self.promoted = promoted
+
+    def strengthen(self, level: frozenset[str]) -> None:
+        self.level = level
 
 
 def monitor(values: list[float], mode: Any = "promote") -> Monitor:
@@ -118,6 +126,69 @@ def test_a_new_video_begins_unpromoted_and_the_policy_covers_both() -> None:
     seen.before()
     seen.after()
     assert seen.steps == (frozenset({"blocks.0.ffn.0"}),)
+
+
+def test_a_site_that_its_level_runs_wide_is_promoted_without_another_pass() -> None:
+    """It must stay wide when the level falls, and the step that showed the outlier has not rounded it."""
+    name = frozenset({"blocks.0.ffn.0"})
+    seen = monitor([0.2, 0.2, 0.0])
+    seen.before(name)
+    assert seen.after() is False
+    assert seen.events[0]["action"] == "promote"
+    assert seen.events[0]["repeated"] is False
+    seen.before(frozenset())
+    assert seen.board.active == name  # type: ignore[union-attr]
+    assert seen.after() is False
+
+
+def test_quiet_sites_are_sampled_in_turns_and_near_ones_always() -> None:
+    groups = [group(f"blocks.{i}.ffn.0") for i in range(2 * EVERY)]
+    probes = Probes(groups, torch.device("cpu"))
+    wild = torch.randn(1, ROWS, 256, generator=torch.Generator().manual_seed(0))
+    wild[..., 0] = 1e4
+
+    def heard(step: int, always: frozenset[str] = frozenset()) -> set[str]:
+        probes.turn(step, always)
+        before = probes.shares()
+        probes._last = [0.0] * len(groups)
+        for one in groups:
+            probes.take(one, (wild,))
+        after = probes.shares()
+        probes._last = before
+        return {one.name for one, share in zip(groups, after, strict=True) if share == 1.0}
+
+    everything = {one.name for one in groups}
+    assert heard(1) == everything
+    turns = [heard(step) for step in range(2, 2 + EVERY)]
+    assert all(len(turn) == 2 for turn in turns)
+    assert set().union(*turns) == everything
+    assert groups[0].name in heard(2, frozenset({groups[0].name}))
+
+
+def test_what_was_not_sampled_keeps_its_share() -> None:
+    groups = [group(f"blocks.{i}.ffn.0") for i in range(EVERY)]
+    probes = Probes(groups, torch.device("cpu"))
+    wild = torch.randn(1, ROWS, 256, generator=torch.Generator().manual_seed(0))
+    wild[..., 0] = 1e4
+    probes.turn(1, frozenset())
+    probes.take(groups[1], (wild,))
+    assert probes.shares() == [0.0, 1.0, 0.0, 0.0]
+    probes.turn(EVERY, frozenset())  # the turn of groups[0]
+    assert probes.shares() == [0.0, 1.0, 0.0, 0.0]
+    probes.turn(EVERY - 1, frozenset())  # the turn of groups[1], which is calm now
+    assert probes.shares() == [0.0] * 4
+
+
+def test_a_policy_keeps_clips_apart_where_levels_made_them_differ(tmp_path: Path) -> None:
+    a, b = frozenset({"a"}), frozenset({"b"})
+    policy = Policy("tiny", "123", {"dit": (a | b, a)}, {"dit": ((a,), (b, frozenset()))})
+    (tmp_path / "p.yaml").write_text(policy.dumps())
+    again = Policy.load(tmp_path / "p.yaml")
+    assert again == policy
+    assert [again.at("dit", 1, clip) for clip in (0, 1, 2)] == [a, b, a | b]
+    assert again.at("dit", 9, 1) == frozenset()
+    with pytest.raises(InputError, match="promotes b"):
+        Policy("tiny", "123", {}, policy.clips).check("tiny", "123", ["a"])
 
 
 def test_policies_round_trip_and_are_checked(tmp_path: Path) -> None:
