@@ -39,21 +39,19 @@ def _scored(results: Results, on: str | None, count: int) -> dict[str, Any]:
     found = choose(None, on)
     scenes = held_out_scenes(count, SEED)
     jobs = [Job(text, seed=1000 * SEED + i) for i, text in enumerate(captions_for(scenes, SEED + 1))]
-    times = [time.perf_counter()]
-    frames = []
+    started = time.perf_counter()
     spec = get_model("tiny")
     with Session.open(spec, found.profile, registry=found.registry, on=on, jobs=jobs[: found.profile.batch.most]) as session:
-        times.append(time.perf_counter())
-        for result in session.generate(jobs):
-            frames.append(result.frames)
-            times.append(time.perf_counter())
+        opened = time.perf_counter()
+        frames = [result.frames for result in session.generate(jobs)]
+        done = time.perf_counter()
     score = summary(judge_all(np.stack(frames), scenes))
     results.note(
         f"tiny on {found.target.device.name}",
         profile=found.profile.name,
-        open_s=times[1] - times[0],
-        first_s=times[2] - times[1],
-        per_clip_s=(times[-1] - times[2]) / max(1, count - 1),
+        open_s=opened - started,
+        all_s=done - opened,  # with what the first call compiles
+        per_clip_s=(done - opened) / count,
         **score,
     )
     return score
