@@ -19,7 +19,7 @@ from torch import Tensor
 from turbort.errors import InputError
 from turbort.quant.qtensor import QTensor
 from turbort_cuda.configs import linear_class
-from turbort_cuda.kernels.common import finish, tile_of
+from turbort_cuda.kernels.common import columns, finish, tile_of
 from turbort_cuda.kernels.epilogue import epilogue, unpack_input
 from turbort_cuda.kernels.quant import activations
 from turbort_cuda.launch import capability, describable, descriptor, multiprocessors, on, rows_of
@@ -34,9 +34,9 @@ def store_part(
 ):  # fmt: skip
     """Scale, finish and store WIDTH columns of sums that begin at (row, col)."""
     cols = col + tl.arange(0, WIDTH)
-    y = acc.to(tl.float32) * tl.load(w_scale + cols, mask=cols < N, other=0.0)[None, :] * sx[:, None]
+    y = acc.to(tl.float32) * columns(w_scale, cols, N)[None, :] * sx[:, None]
     if HAS_BIAS:
-        y += tl.load(bias + cols, mask=cols < N, other=0.0).to(tl.float32)[None, :]
+        y += columns(bias, cols, N)[None, :]
     inside = (rows < M)[:, None] & (cols < N)[None, :]
     y = finish(y, rows, cols, inside, residual, gate, N, length, stride_r, stride_gb, stride_gl, GELU, RESIDUAL, GATE)
     if TMA:
