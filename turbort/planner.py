@@ -14,6 +14,7 @@ from turbort.layouts import ROW, conversions, settle
 from turbort.plan import Choice, Plan
 from turbort.policy import Evidence, judge
 from turbort.precision import PRECISIONS
+from turbort.stand_in import steps_up
 from turbort.target import FALLBACK_BACKEND, Target, find_target
 from turbort.time_scales import Sharing
 
@@ -22,35 +23,12 @@ if TYPE_CHECKING:
     from turbort.profile import Profile
     from turbort.registry import Registry
 
-__all__ = ["DTYPES", "LINEAR_ROLES", "Planner", "Target", "find_target", "make_plan", "recorded", "steps_up"]
+__all__ = ["DTYPES", "LINEAR_ROLES", "Planner", "Target", "find_target", "make_plan", "recorded"]
 
 log = logging.getLogger("turbort")
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-# What may stand in for a precision that no kernel of the device computes: always more bits, never fewer.
-_STEPS_UP: Mapping[str, tuple[str, ...]] = {
-    "bsq4": ("w4a8", "w8a8"),
-    "bsq8": ("w8a8",),
-    "w4a16": (),
-    "w4a8": ("w8a8",),
-    "w8a8-block128": (),
-    "w8a8": (),
-    "fp8": ("w8a8",),
-    "int8-fp8": ("int8",),
-    "int8": (),
-    "fp16": ("fp32",),
-    "bf16": ("fp32",),
-    "fp32": (),
-}
 LINEAR_ROLES = ("self.", "cross.", "ffn.")
-
-
-def steps_up(precision: str, compute: str) -> tuple[str, ...]:
-    """Precisions that may stand in for `precision`, nearest first; quantised ones end at the profile's compute precision."""
-    if precision not in PRECISIONS:
-        return ()
-    last = () if PRECISIONS[precision].kind == "float" else (compute,)
-    return tuple(name for name in (*_STEPS_UP.get(precision, ()), *last) if name != precision)
 
 
 class Planner:

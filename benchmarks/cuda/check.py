@@ -133,7 +133,7 @@ def _fit(lines: list[str], summary: list[str]) -> str:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What `check` takes on the command line."""
     parser.add_argument("--jobs", type=int, default=0, help="check: worker processes (default: nearly one per core)")
-    parser.add_argument("--limit", type=float, help="check, session: seconds after which the rest is not run (185, 330)")
+    parser.add_argument("--limit", type=float, help="check, session: seconds after which the rest is not run (185, 400)")
     parser.add_argument("--only", default="*", metavar="GLOB", help="check, tune: only these cases and shapes, or contests")
 
 

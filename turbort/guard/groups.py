@@ -15,10 +15,11 @@ from turbort.kernel import Call, TensorSpec
 from turbort.models.sites import record_dit
 from turbort.models.spec import ModelSpec
 from turbort.plan import Choice, Plan
-from turbort.planner import DTYPES, Planner, Target, steps_up
+from turbort.planner import DTYPES, Planner, Target
 from turbort.precision import PRECISIONS
 from turbort.profile import Profile
 from turbort.registry import Registry
+from turbort.stand_in import steps_up
 
 ONCE = frozenset({"cross.kv"})
 """Roles that run once per prompt and not in a step."""

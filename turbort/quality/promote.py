@@ -9,9 +9,10 @@ from typing import Any
 
 from turbort.bind import bound_function, find_kernel, pack_weight
 from turbort.kernel import Call
-from turbort.planner import Planner, steps_up
+from turbort.planner import Planner
 from turbort.precision import PRECISIONS
 from turbort.quality.sites import Site
+from turbort.stand_in import steps_up
 from turbort.testing.values import spec_of, tensors
 
 REPEATS = 3

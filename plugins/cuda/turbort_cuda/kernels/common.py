@@ -65,8 +65,8 @@ def tile_of(tile, tiles_m, tiles_n, GROUP: tl.constexpr):
 def columns(vector, cols, N):
     """vector[cols] in float32, zero past N, read once by the program.
 
-    In the layout of a product every thread would read its own columns, 64 loads for a tile of 256. The sum over one element is what
-    keeps the compiler from reading in that layout: it then spreads the values through shared memory.
+    In the layout of a product every thread would read its own columns, 64 loads for a tile of 256. The sum over one element keeps
+    the compiler from reading in that layout: it then spreads the values through shared memory.
     """
     one = tl.arange(0, 1)
     place = cols[:, None] + one[None, :]
