@@ -272,12 +272,14 @@ def _gluon() -> Iterator[Check]:
             name = "gluon attention {} {}x{} to {} keys".format(precision, *size)
             yield name, "bf16", lambda p=precision, s=size: _small_attention(p, *s)
         for tokens, topk in ((700, 0.1), (1021, 0.4), (515, 1.0)):
-            yield f"gluon sla {precision} 2x{tokens} topk {topk}", "bf16", lambda p=precision, s=(tokens, topk): _small_sla(p, *s)
+            for early in (False, True):
+                name = f"gluon sla {precision} 2x{tokens} topk {topk}" + " early" * early
+                yield name, "bf16", lambda p=precision, s=(tokens, topk, early): _small_sla(p, *s)
 
 
-def _both(call: Callable[[dict[str, Any]], Any]) -> Pair:
+def _both(call: Callable[[dict[str, Any]], Any], **more: Any) -> Pair:
     plain = {"BLOCK_M": 64, "BLOCK_N": 128, "stages": 2, "warps": 4, "tma": DEVICE == "cuda"}
-    return lambda: call({**plain, "gluon": True}), lambda: call(plain)
+    return lambda: call({**plain, "gluon": True, **more}), lambda: call(plain)
 
 
 def _small_attention(precision: str, batch: int, queries: int, keys: int) -> Pair:
@@ -287,12 +289,12 @@ def _small_attention(precision: str, batch: int, queries: int, keys: int) -> Pai
     return _both(lambda c: attention.attention(q, k, v[:, :keys].contiguous(), precision=precision, config=c))
 
 
-def _small_sla(precision: str, tokens: int, topk: float) -> Pair:
+def _small_sla(precision: str, tokens: int, topk: float, early: bool) -> Pair:
     from turbort_cuda.kernels import sla
 
     q, k, v = (_randn(2, tokens, HEADS, HEAD + n)[..., :HEAD].contiguous() for n in range(3))
     proj, bias = _randn(HEAD, HEAD, scale=HEAD**-0.5), _randn(HEAD, scale=0.1)
-    return _both(lambda c: sla.sla_attention(q, k, v, proj, bias, topk=topk, precision=precision, config=c))
+    return _both(lambda c: sla.sla_attention(q, k, v, proj, bias, topk=topk, precision=precision, config=c), early=early)
 
 
 def _linear_variant(config: dict[str, Any], n: int, k: int) -> Pair:

@@ -18,6 +18,7 @@ def attention_launches(capability: int, fp8: bool) -> Iterator[Launch]:
         if capability == 90 and mode != "16-bit":
             yield _gluon(f"attention-gluon-{mode}", capability, mode, sparse=False)
             yield _gluon(f"sla-gluon-{mode}", capability, mode, sparse=True)
+            yield _gluon(f"sla-gluon-early-{mode}", capability, mode, sparse=True, early=True)
     yield from _prepare(capability, fp8)
 
 
@@ -62,7 +63,7 @@ def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch
     return Launch(name, attention.attention_kernel, arguments, constants, c["warps"], c["stages"], "s8" if int8 else "bf16")
 
 
-def _gluon(name: str, capability: int, mode: str, *, sparse: bool) -> Launch:
+def _gluon(name: str, capability: int, mode: str, *, sparse: bool, early: bool = False) -> Launch:
     from turbort_cuda.kernels import attention_hopper
 
     plain = _attention(name, capability, mode, sparse=sparse)
@@ -72,9 +73,11 @@ def _gluon(name: str, capability: int, mode: str, *, sparse: bool) -> Launch:
         "k": f"tensordesc<i8[128, 128],{keys!r}>",
         "v": f"tensordesc<{'fp8e4nv' if fp8 else 'bf16'}[128, 128],{values!r}>",
     }
+    if early:
+        descriptors |= dict.fromkeys(("state", "proj"), f"tensordesc<bf16[128, 128],{attention_hopper.layouts(False)[1]!r}>")
     arguments = {key: kind for key, kind in plain.arguments.items() if not key.startswith(("stride_k", "stride_v"))}
     constants: dict[str, Any] = {"M": 64, "N": 128, "D": 128, "FP8": fp8, "SPARSE": sparse, "LINEAR": sparse}
-    constants |= {"STAGES": 3 if fp8 else 2, "FLOOR": 1e-8}
+    constants |= {"STAGES": 3 if fp8 else 2, "FLOOR": 1e-8, "EARLY": early}
     return Launch(name, attention_hopper.hopper_attention_kernel, arguments | descriptors, constants, 4, 2, "s8")
 
 

@@ -66,6 +66,7 @@ def sparse(block: tuple[int, int]) -> Iterator[Config]:
     if block == GLUON:
         yield {"stages": 2, "warps": 4, "tma": True, "ahead": False, "gluon": True}
         yield {"stages": 3, "warps": 4, "tma": True, "ahead": False, "gluon": True}
+        yield {"stages": 3, "warps": 4, "tma": True, "ahead": False, "gluon": True, "early": True}
 
 
 def convolutions(outputs: int) -> Iterator[Config]:

@@ -40,6 +40,8 @@ HOT = (
     "attention-gluon-int8-fp8",
     "sla-gluon-int8",
     "sla-gluon-int8-fp8",
+    "sla-gluon-early-int8",
+    "sla-gluon-early-int8-fp8",
     "conv3d-96-96",
     "conv3d-192-192",
     "conv3d-384-384",

@@ -193,7 +193,7 @@ def launch(
     rows, cols = config["BLOCK_M"], config["BLOCK_N"]
     hopper = _hopper() if config.get("gluon") else None
     if hopper is not None and hopper.suits(v, ready, rows):
-        made: Tensor = hopper.launch(q, v, ready, config["stages"], lut=lut, proj=proj, proj_bias=proj_bias)
+        made: Tensor = hopper.launch(q, v, ready, config, lut=lut, proj=proj, proj_bias=proj_bias)
         return made
     out = torch.empty((batch, lq, heads, d), dtype=q.dtype, device=q.device)
     int8, fp8 = ready.codes is not None, ready.v_codes is not None

@@ -11,22 +11,18 @@ Of the 1,250 cycles that the Triton kernel takes for a block, the tensor cores n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    tma,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma, warpgroup_mma_wait
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from turbort_cuda.kernels.common import FLOOR
+from turbort_cuda.kernels.hopper_parts import block_at, faded, fill, load_tile, nearest, softmax_step, spread, thread_barrier
 from turbort_cuda.kernels.kv import Prepared
 from turbort_cuda.launch import on
 
@@ -34,93 +30,17 @@ ROWS, KEYS, WIDTH = 64, 128, 128
 """Queries of a program, keys of a block, and the width of a head: the only sizes that this kernel has."""
 
 
-# Renamed after Triton 3.6.
-thread_barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
-load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
-
-
-@gluon.jit
-def nearest(x):
-    """x in -127..127 to the nearest int8, ties to even: adding 1.5 * 2^23 leaves no bits below the point."""
-    return ((x + 12582912.0) - 12582912.0).to(gl.int8)
-
-
-@gluon.jit
-def softmax_step(
-    s, factor, scale, top, total, first, LK, FP8: gl.constexpr, TAIL: gl.constexpr, S: gl.constexpr, P: gl.constexpr
-):
-    """From int32 scores of a block that starts at key `first`: (p as left operand, fade of earlier sums, top, total)."""
-    ROWS: gl.constexpr = s.shape[0]
-    KEYS: gl.constexpr = s.shape[1]
-    x = s.to(gl.float32)
-    if TAIL:
-        keys = first + gl.arange(0, KEYS, layout=gl.SliceLayout(0, S))
-        x = gl.where((keys < LK)[None, :], x, float("-inf"))
-    unit = factor * scale
-    higher = gl.maximum(top, gl.max(x, axis=1) * unit)
-    shift = -higher
-    if FP8:
-        shift = 8.807354922057604 - higher  # p times 448; see `attention.absorb`
-    p = gl.exp2(gl.fma(x, unit[:, None].broadcast_to(ROWS, KEYS), shift[:, None].broadcast_to(ROWS, KEYS)))
-    fade = gl.exp2(top - higher)
-    total = total * fade + gl.sum(p, axis=1)
-    if FP8:
-        # The order of `kv.in_operand_order`: no value changes its thread.
-        order = p.reshape(ROWS, KEYS // 16, 2, 4, 2).permute(0, 1, 3, 2, 4).reshape(ROWS, KEYS)
-        operand = gl.convert_layout(order.to(gl.float8e4nv), P)
-    else:
-        operand = gl.convert_layout(p.to(gl.bfloat16), P)
-    return operand, fade, higher, total
-
-
-@gluon.jit
-def fill(
-    k, v, keys, values, k_ready, v_ready, slot, block, base, v_row, v_column,
-    FP8: gl.constexpr, KEYS: gl.constexpr, LOAD_K: gl.constexpr, LOAD_V: gl.constexpr, pred,
-):  # fmt: skip
-    """Start the loads of one block of keys, or of values, into `slot`."""
-    if LOAD_K:
-        mbarrier.expect(k_ready.index(slot), k.block_type.nbytes, pred=pred)
-        load_tile(k, [base + block * KEYS, 0], k_ready.index(slot), keys.index(slot), pred=pred)
-    if LOAD_V:
-        mbarrier.expect(v_ready.index(slot), v.block_type.nbytes, pred=pred)
-        if FP8:
-            load_tile(v, [v_row, block * KEYS], v_ready.index(slot), values.index(slot), pred=pred)
-        else:
-            load_tile(v, [v_row + block * KEYS, v_column], v_ready.index(slot), values.index(slot), pred=pred)
-
-
-@gluon.jit
-def block_at(lut, step, chosen, SPARSE: gl.constexpr):
-    """The key block of a step; the last one for steps past the end."""
-    block = gl.minimum(step, chosen - 1)
-    if SPARSE:
-        block = gl.load(lut + block)
-    return block
-
-
-@gluon.jit
-def spread(rows, like, LAYOUT: gl.constexpr):
-    """One value a row, over all columns of `like`."""
-    return gl.convert_layout(rows, gl.SliceLayout(1, LAYOUT))[:, None].broadcast_to(like.shape[0], like.shape[1])
-
-
-@gluon.jit
-def faded(acc, fade, LAYOUT: gl.constexpr):
-    """What was summed so far, with the new maximum. 16-bit products are then added by the tensor cores; e4m3 ones, whose sums
-    the tensor cores keep in fewer bits, are added in float32 afterwards.
-    """
-    return acc * spread(fade, acc, LAYOUT)
-
-
 @gluon.jit
 def hopper_attention_kernel(
     q, k, v, out, k_scales, v_scales, lut, state, totals, proj, proj_bias, LQ, LK, H, blocks, chosen, softmax_scale,
     stride_qb, stride_ql, stride_qh,
     M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, FP8: gl.constexpr, SPARSE: gl.constexpr, LINEAR: gl.constexpr,
-    STAGES: gl.constexpr, FLOOR: gl.constexpr,
+    STAGES: gl.constexpr, FLOOR: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
-    """M queries of one head; arguments as `attention.attention_kernel`, k and v as tensor descriptors."""
+    """M queries of one head; arguments as `attention.attention_kernel`, k and v as tensor descriptors.
+
+    EARLY: state and proj are descriptors, too, and come by TMA while the linear branch's features are computed.
+    """
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 32])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 32 if FP8 else 16])
     P: gl.constexpr = gl.DotOperandLayout(0, OUT, 4 if FP8 else 2)
@@ -139,9 +59,12 @@ def hopper_attention_kernel(
     values = gl.allocate_shared_memory(value_type, [STAGES, D, N] if FP8 else [STAGES, N, D], v.layout)
     k_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    squares_ready = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
     for slot in gl.static_range(STAGES):
         mbarrier.init(k_ready.index(slot), count=1)
         mbarrier.init(v_ready.index(slot), count=1)
+    for slot in gl.static_range(2):
+        mbarrier.init(squares_ready.index(slot), count=1)
     fence_async_shared()
     thread_barrier()
     base = bh * blocks * N
@@ -217,6 +140,14 @@ def hopper_attention_kernel(
     for slot in gl.static_range(STAGES):
         mbarrier.invalidate(k_ready.index(slot))
         mbarrier.invalidate(v_ready.index(slot))
+    if EARLY:
+        # The compiler gives these buffers the memory of the keys and values, which are not needed any more.
+        first = gl.allocate_shared_memory(gl.bfloat16, [D, D], state.layout)
+        second = gl.allocate_shared_memory(gl.bfloat16, [D, D], proj.layout)
+        mbarrier.expect(squares_ready.index(0), state.block_type.nbytes)
+        load_tile(state, [bh * D, 0], squares_ready.index(0), first)
+        mbarrier.expect(squares_ready.index(1), proj.block_type.nbytes)
+        load_tile(proj, [0, 0], squares_ready.index(1), second)
 
     y = acc * spread(1.0 / total, acc, OUT)
     kind: gl.constexpr = out.dtype.element_ty
@@ -225,11 +156,13 @@ def hopper_attention_kernel(
         y = y * gl.load(v_scales + bh * D + channel)[None, :].broadcast_to(M, D)
     result = gl.convert_layout(y.to(kind), ROWWISE)
     if LINEAR:
-        # The compiler gives this buffer the memory of the keys, which are not needed any more.
-        first = gl.allocate_shared_memory(kind, [D, D], gl.NVMMASharedLayout(128, 16, 2))
         along = gl.arange(0, D, layout=gl.SliceLayout(1, ROWWISE))
         square = along[:, None] * D + cols[None, :]
-        first.store(gl.load(state + bh.to(gl.int64) * (D * D) + square))
+        if not EARLY:
+            # As above.
+            first = gl.allocate_shared_memory(kind, [D, D], gl.NVMMASharedLayout(128, 16, 2))
+            second = first
+            first.store(gl.load(state + bh.to(gl.int64) * (D * D) + square))
         full = gl.load(source, mask=inside, other=0.0).to(gl.float32)
         power = full * 1.4426950408889634
         power = gl.exp2(power - gl.max(power, axis=1)[:, None])
@@ -237,17 +170,23 @@ def hopper_attention_kernel(
         norm = gl.sum(feature * gl.load(totals + bh * D + cols)[None, :], axis=1)
         left: gl.constexpr = gl.DotOperandLayout(0, HALF, 2)
         operand = gl.convert_layout(feature.to(kind), left)
-        fence_async_shared()
-        thread_barrier()
+        if EARLY:
+            mbarrier.wait(squares_ready.index(0), 0)
+        else:
+            fence_async_shared()
+            thread_barrier()
         zero = gl.zeros([M, D], gl.float32, HALF)
         mixed = warpgroup_mma(operand, first, zero, use_acc=False, is_async=True)
         mixed = warpgroup_mma_wait(0, deps=[mixed])
         operand = gl.convert_layout((mixed * spread(1.0 / (norm + 1e-5), mixed, HALF)).to(kind), left)
-        thread_barrier()
-        first.store(gl.load(proj + square))
-        fence_async_shared()
-        thread_barrier()
-        line = warpgroup_mma(operand, first.permute((1, 0)), zero, use_acc=False, is_async=True)
+        if EARLY:
+            mbarrier.wait(squares_ready.index(1), 0)
+        else:
+            thread_barrier()
+            first.store(gl.load(proj + square))
+            fence_async_shared()
+            thread_barrier()
+        line = warpgroup_mma(operand, second.permute((1, 0)), zero, use_acc=False, is_async=True)
         line = warpgroup_mma_wait(0, deps=[line])
         bias = gl.load(proj_bias + gl.arange(0, D, layout=gl.SliceLayout(0, HALF))).to(gl.float32)
         line = gl.convert_layout((line + bias[None, :].broadcast_to(M, D)).to(kind), ROWWISE)
@@ -269,9 +208,16 @@ def suits(v: Tensor, ready: Prepared, rows: int) -> bool:
 
 
 def launch(
-    q: Tensor, v: Tensor, ready: Prepared, stages: int, *, lut: Tensor | None, proj: Tensor | None, proj_bias: Tensor | None
+    q: Tensor,
+    v: Tensor,
+    ready: Prepared,
+    config: Mapping[str, Any],
+    *,
+    lut: Tensor | None,
+    proj: Tensor | None,
+    proj_bias: Tensor | None,
 ) -> Tensor:
-    """Run the kernel on q [B, LQ, H, d]; `suits` must have said yes."""
+    """Run the kernel on q [B, LQ, H, d]; `suits` must have said yes. `early` in the configuration concerns the linear branch."""
     batch, lq, heads, d = q.shape
     assert ready.codes is not None
     out = torch.empty((batch, lq, heads, d), dtype=q.dtype, device=q.device)
@@ -283,11 +229,17 @@ def launch(
     else:
         values = TensorDescriptor.from_tensor(v.view(-1, heads * d), [KEYS, d], v_layout)
     chosen = ready.blocks if lut is None else lut.shape[-1]
-    given = (ready.k_scales, ready.v_scales, lut, ready.state, ready.totals, proj, proj_bias)
+    state, weight = ready.state, proj
+    early = bool(config.get("early")) and state is not None and weight is not None and q.dtype == torch.bfloat16
+    squares: tuple[Any, Any] = (state, weight)
+    if early:
+        square = layouts(False)[1]
+        squares = tuple(TensorDescriptor.from_tensor(t.view(-1, d), [d, d], square) for t in (state, weight) if t is not None)
+    given = (ready.k_scales, ready.v_scales, lut, squares[0], ready.totals, squares[1], proj_bias)
     with on(q.device):
         hopper_attention_kernel[-(-lq // ROWS), batch * heads](
             q, keys, values, out, *(out if t is None else t for t in given), lq, v.shape[1], heads, ready.blocks, chosen,
-            1.4426950408889634 * d**-0.5, *q.stride()[:3], ROWS, KEYS, d, fp8, lut is not None, ready.state is not None,
-            stages, FLOOR, num_warps=4,
+            1.4426950408889634 * d**-0.5, *q.stride()[:3], ROWS, KEYS, d, fp8, lut is not None, state is not None,
+            config["stages"], FLOOR, early, num_warps=4,
         )  # fmt: skip
     return out

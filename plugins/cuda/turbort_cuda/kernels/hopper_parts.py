@@ -1,0 +1,85 @@
+"""Device functions of `attention_hopper`, in Gluon: quantising, one step of the softmax, loads by TMA."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+
+# Renamed after Triton 3.6.
+thread_barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
+load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+
+
+@gluon.jit
+def nearest(x):
+    """x in -127..127 to the nearest int8, ties to even: adding 1.5 * 2^23 leaves no bits below the point."""
+    return ((x + 12582912.0) - 12582912.0).to(gl.int8)
+
+
+@gluon.jit
+def softmax_step(
+    s, factor, scale, top, total, first, LK, FP8: gl.constexpr, TAIL: gl.constexpr, S: gl.constexpr, P: gl.constexpr
+):
+    """From int32 scores of a block that starts at key `first`: (p as left operand, fade of earlier sums, top, total)."""
+    ROWS: gl.constexpr = s.shape[0]
+    KEYS: gl.constexpr = s.shape[1]
+    x = s.to(gl.float32)
+    if TAIL:
+        keys = first + gl.arange(0, KEYS, layout=gl.SliceLayout(0, S))
+        x = gl.where((keys < LK)[None, :], x, float("-inf"))
+    unit = factor * scale
+    higher = gl.maximum(top, gl.max(x, axis=1) * unit)
+    shift = -higher
+    if FP8:
+        shift = 8.807354922057604 - higher  # p times 448; see `attention.absorb`
+    p = gl.exp2(gl.fma(x, unit[:, None].broadcast_to(ROWS, KEYS), shift[:, None].broadcast_to(ROWS, KEYS)))
+    fade = gl.exp2(top - higher)
+    total = total * fade + gl.sum(p, axis=1)
+    if FP8:
+        # The order of `kv.in_operand_order`: no value changes its thread.
+        order = p.reshape(ROWS, KEYS // 16, 2, 4, 2).permute(0, 1, 3, 2, 4).reshape(ROWS, KEYS)
+        operand = gl.convert_layout(order.to(gl.float8e4nv), P)
+    else:
+        operand = gl.convert_layout(p.to(gl.bfloat16), P)
+    return operand, fade, higher, total
+
+
+@gluon.jit
+def fill(
+    k, v, keys, values, k_ready, v_ready, slot, block, base, v_row, v_column,
+    FP8: gl.constexpr, KEYS: gl.constexpr, LOAD_K: gl.constexpr, LOAD_V: gl.constexpr, pred,
+):  # fmt: skip
+    """Start the loads of one block of keys, or of values, into `slot`."""
+    if LOAD_K:
+        mbarrier.expect(k_ready.index(slot), k.block_type.nbytes, pred=pred)
+        load_tile(k, [base + block * KEYS, 0], k_ready.index(slot), keys.index(slot), pred=pred)
+    if LOAD_V:
+        mbarrier.expect(v_ready.index(slot), v.block_type.nbytes, pred=pred)
+        if FP8:
+            load_tile(v, [v_row, block * KEYS], v_ready.index(slot), values.index(slot), pred=pred)
+        else:
+            load_tile(v, [v_row + block * KEYS, v_column], v_ready.index(slot), values.index(slot), pred=pred)
+
+
+@gluon.jit
+def block_at(lut, step, chosen, SPARSE: gl.constexpr):
+    """The key block of a step; the last one for steps past the end."""
+    block = gl.minimum(step, chosen - 1)
+    if SPARSE:
+        block = gl.load(lut + block)
+    return block
+
+
+@gluon.jit
+def spread(rows, like, LAYOUT: gl.constexpr):
+    """One value a row, over all columns of `like`."""
+    return gl.convert_layout(rows, gl.SliceLayout(1, LAYOUT))[:, None].broadcast_to(like.shape[0], like.shape[1])
+
+
+@gluon.jit
+def faded(acc, fade, LAYOUT: gl.constexpr):
+    """What was summed so far, with the new maximum. 16-bit products are then added by the tensor cores; e4m3 ones, whose sums
+    the tensor cores keep in fewer bits, are added in float32 afterwards.
+    """
+    return acc * spread(fade, acc, LAYOUT)
