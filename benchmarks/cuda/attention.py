@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from turbort_cuda import variants
 
 from benchmarks.cuda.results import Results
 from benchmarks.cuda.timing import DEVICE, nmse
@@ -86,12 +87,10 @@ def _sla(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
         )
     results.time("SLA part: sums of k, max of v", lambda: kv.block_sums(k, 128, v), bytes_=2.0 * tokens)
     results.time("SLA part: sums of q", lambda: kv.block_sums(q, 64), bytes_=1.0 * tokens)
-    for stages, warps, programs in ((1, 8, 1), (2, 8, 1), (1, 16, 1), (2, 16, 1), (1, 8, 2)):
+    for config in variants.preparations():
         results.time(
-            f"SLA part: sums, scales, codes, state; stages={stages} warps={warps} per_sm={programs}",
-            lambda c={"stages": stages, "warps": warps, "per_sm": programs}: kv.prepare(
-                k, v, 128, int8=True, fp8=True, linear=True, config=c
-            ),
+            f"SLA part: sums, scales, codes, state; {variants.label(config)}",
+            lambda c=config: kv.prepare(k, v, 128, int8=True, fp8=True, linear=True, config=c),
             bytes_=5.0 * tokens,
         )
     results.time(

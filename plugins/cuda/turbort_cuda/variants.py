@@ -69,6 +69,14 @@ def sparse(block: tuple[int, int]) -> Iterator[Config]:
         yield {"stages": 3, "warps": 4, "tma": True, "ahead": False, "gluon": True, "early": True}
 
 
+def preparations() -> Iterator[Config]:
+    """Preparing k and v for SLA: in one launch, or codes and the linear state in one each."""
+    yield {"stages": 2, "warps": 8, "per_sm": 1}
+    for warps, programs in ((4, 2), (8, 2), (8, 1), (4, 3)):
+        yield {"stages": 2, "warps": 8, "per_sm": programs, "state_warps": warps}
+    yield {"stages": 1, "warps": 4, "per_sm": 2, "state_warps": 4}
+
+
 def convolutions(outputs: int) -> Iterator[Config]:
     """Tiles of a 3x3x3 convolution by its outputs; see `kernels.conv3d` for `swap`, `group` and `tail`."""
     keys = ("BH", "BW", "K", "N1", "N2", "stages", "warps")

@@ -254,7 +254,10 @@ def finish_sums(
 def prepare(
     k: Tensor, v: Tensor, rows: int, *, int8: bool, fp8: bool, linear: bool, config: Mapping[str, Any] | None = None
 ) -> Prepared:
-    """Both passes over k and v [B, L, H, d], last axis contiguous."""
+    """Both passes over k and v [B, L, H, d], last axis contiguous.
+
+    `state_warps` in the configuration: the linear state has a launch of its own with that many warps, which reads them again.
+    """
     batch, length, heads, d = k.shape
     blocks, bh = triton.cdiv(length, rows), batch * heads
     device = k.device
@@ -264,7 +267,7 @@ def prepare(
     mean, v_scales, pooled = finish_sums(sums, tops, length, rows, pool=linear)
     chosen = config or pick("prepare", capability(device), "wide")
     # As many chunks as fill the card once: a program keeps a whole state in registers.
-    chunks = max(1, min(blocks, chosen["per_sm"] * multiprocessors(device) // bh)) if linear else blocks
+    chunks = max(1, min(blocks, chosen["per_sm"] * multiprocessors(device) // bh)) if linear else 1
     per_chunk = triton.cdiv(blocks, chunks)
     chunks = triton.cdiv(blocks, per_chunk)
     codes = torch.empty((bh, blocks * rows, d), dtype=torch.int8, device=device) if int8 else None
@@ -272,14 +275,23 @@ def prepare(
     v_codes = torch.empty((bh, d, blocks * rows), dtype=torch.float8_e4m3fn, device=device) if fp8 else None
     partial = torch.empty((bh, chunks, d, d), dtype=torch.float32, device=device) if linear else None
     partial_totals = torch.empty((bh, chunks, d), dtype=torch.float32, device=device) if linear else None
-    given = (mean, v_scales, codes, k_scales, v_codes, partial, partial_totals)
+    given = tuple(k if t is None else t for t in (mean, v_scales, codes, k_scales, v_codes, partial, partial_totals))
     state = totals = None
-    with on(device):
-        prepare_kernel[chunks, bh](
-            k, v, *(k if t is None else t for t in given), length, heads, blocks, per_chunk,
-            *k.stride()[:3], *v.stride()[:3], rows, d, int8, fp8, linear,
-            num_warps=chosen["warps"], num_stages=chosen["stages"],
+
+    def run(programs: int, each: int, do: tuple[bool, bool, bool], warps: int) -> None:
+        prepare_kernel[programs, bh](
+            k, v, *given, length, heads, blocks, each, *k.stride()[:3], *v.stride()[:3], rows, d, *do,
+            num_warps=warps, num_stages=chosen["stages"],
         )  # fmt: skip
+
+    with on(device):
+        if linear and "state_warps" not in chosen:
+            run(chunks, per_chunk, (int8, fp8, True), chosen["warps"])
+        else:
+            if int8 or fp8:
+                run(blocks, 1, (int8, fp8, False), chosen["warps"])
+            if linear:
+                run(chunks, per_chunk, (False, False, True), chosen["state_warps"])
         if linear:
             state = torch.empty((bh, d, d), dtype=v.dtype, device=device)
             totals = torch.empty((bh, d), dtype=torch.float32, device=device)
