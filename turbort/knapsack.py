@@ -92,7 +92,12 @@ def frontier(groups: Sequence[Sequence[Option]], *, error: float = math.inf, lim
     """Every selection that no other one beats in time and error, fastest first; `bound` is their own time."""
     found = _merge_all(groups, error, math.inf, limit)
     assert found is not None  # only a bound on memory can be given up
-    return found
+    front: list[Selection] = []
+    # Sums were compared as they were added up; rounded once, two of them may be equal.
+    for one in sorted(found, key=lambda s: (s.time, s.error)):
+        if not front or one.error < front[-1].error:
+            front.append(one)
+    return front
 
 
 def _merge_all(groups: Sequence[Sequence[Option]], error: float, memory: float, keep: int) -> list[Selection] | None:

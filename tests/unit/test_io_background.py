@@ -19,6 +19,14 @@ PATIENCE = 20.0
 FULL = InputError("the disk is full", fix="free some")
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C raises, also where the tests were started in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def chunks(count=4, frames=3):
     """Pixels [3, T, H, W], different in every frame."""
     torch.manual_seed(0)
@@ -160,11 +168,9 @@ def test_ctrl_c_while_the_encoder_is_waited_for(tmp_path):
     taken = []
 
     def before(frames):
-        # Again where the first went by: an interrupt that is raised in a callback of the garbage collector is lost.
-        for _ in range(0 if taken else int(PATIENCE / 5)):
+        if not taken:
             os.kill(os.getpid(), signal.SIGINT)
-            if background._stopped.wait(5):
-                break
+            background._stopped.wait(PATIENCE)
         taken.append(frames)
 
     background = Background(writing(tmp_path, before))

@@ -6,7 +6,7 @@ import itertools
 import math
 from time import process_time
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from turbort.knapsack import Option, frontier, lower_bound, solve
@@ -61,7 +61,17 @@ def test_the_bound_lies_below_every_feasible_choice(groups, error_share, memory_
             assert bound <= time + 1e-6 * (1 + abs(time))
 
 
+HALF, WHOLE = 49.688, 79.0
+
+
 @settings(max_examples=100, deadline=None)
+@example(  # whose sums of errors are equal, and are not while they are added up
+    [
+        [Option(0.0, HALF, 0.0)],
+        [Option(0.0, WHOLE, 0.0), Option(1.0, HALF, 0.0)],
+        [Option(0.0, WHOLE, 0.0), Option(2.0, HALF, 0.0)],
+    ]
+)
 @given(instances)
 def test_the_frontier_has_every_choice_that_no_other_beats(groups):
     front = frontier(groups)
