@@ -44,6 +44,8 @@ def test_all_stages_in_two_processes(tmp_path):
         assert [r["step"] for r in rows] == list(range(len(rows))), stage  # one writer, no step twice
         assert result["steps"] == len(rows) > 0
     assert (tmp_path / "export" / "tiny" / "dit.safetensors").is_file()
+    for tracker in (tmp_path / "student").glob("fake*"):
+        tracker.unlink()  # as in a run that was packed and unpacked
     command = ("-m", "recipes.tiny_shapes.qat", "--smoke", "--device", "cpu", "--arms", "float", "--score")
     subprocess.run([sys.executable, *command, "--out", str(tmp_path)], check=True, cwd=ROOT, capture_output=True)
     found = json.loads((tmp_path / "qat" / "qat.json").read_text())["rows"]
