@@ -72,24 +72,24 @@ def main() -> None:
     p.add_argument("part", choices=("scales", "sites", "jitter"))
     p.add_argument("--model", default="tiny")
     p.add_argument("--count", type=int, help="captions (16; for jitter 2)")
-    p.add_argument("--out", type=Path)
+    p.add_argument("--out", type=Path, help="default: benchmarks/results/flicker_PART.json")
     p.add_argument("--keep", type=Path, metavar="DIR", help="keep videos there, and do not make those again that are there")
     args = p.parse_args()
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
     bench = Bench(args.model, args.count or (2 if args.part == "jitter" else 16), args.keep)
     rows = {"scales": scales, "sites": by_site, "jitter": jitters}[args.part](bench)
-    if args.out:
-        document = {
-            "benchmark": f"flicker {args.part}",
-            "commit": commit(),
-            "machine": describe_machine(),
-            "model": args.model,
-            "captions": bench.captions,
-            "gate": bench.profile.quality.temporal,
-            "rows": rows,
-        }
-        args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    document = {
+        "benchmark": f"flicker {args.part}",
+        "commit": commit(),
+        "machine": describe_machine(),
+        "model": args.model,
+        "captions": bench.captions,
+        "gate": bench.profile.quality.temporal,
+        "rows": rows,
+    }
+    out = args.out or Path(__file__).parent / "results" / f"flicker_{args.part}.json"
+    out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 class Bench:

@@ -1,14 +1,13 @@
 """Faults in the middle of a write: nothing half-written stays, and a file that had the name is untouched."""
 
-import contextlib
 import errno
 import os
 import re
-import resource
 
 import numpy as np
 import pytest
 
+from tests.unit.limits import file_size_limit
 from turbort.errors import InputError
 from turbort.io import FORMATS, atomic_bytes, atomic_text, open_writer
 from turbort.io.atomic import Sink
@@ -20,17 +19,6 @@ WIDTH, HEIGHT = 128, 96
 def noise(frames=24):
     """Frames that no format compresses below a megabyte in all."""
     return np.random.default_rng(0).integers(0, 256, (frames, HEIGHT, WIDTH, 3), np.uint8)
-
-
-@contextlib.contextmanager
-def file_size_limit(limit):
-    """The kernel refuses to let any file grow past `limit` bytes, as a full disk would in mid-write."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def previous(tmp_path, suffix):

@@ -1,7 +1,5 @@
 """Decoding into a file: a failure on either side is raised, ends the writer's thread and leaves no file."""
 
-import contextlib
-import resource
 import threading
 import time
 
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.unit.limits import file_size_limit
 from turbort.errors import InputError
 from turbort.io import frames_to_uint8, open_writer
 from turbort.job import Job
@@ -46,17 +45,6 @@ def writers():
     for thread in found:
         thread.join(0.2)
     return [thread for thread in found if thread.is_alive()]
-
-
-@contextlib.contextmanager
-def file_size_limit(limit):
-    """The kernel refuses to let any file grow past `limit` bytes, as a full disk would in mid-write."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def test_a_file_has_the_bytes_of_plain_writing_whatever_the_chunk(tmp_path):

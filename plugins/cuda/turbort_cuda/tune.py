@@ -102,9 +102,10 @@ def contests(
     for m, n, k in sorted(sizes):
         x = quant.quantize(torch.randn(m, k, device=device).to(torch.bfloat16), emit="int8-token")
         weight = linear8.empty_weight(n, k, fp8=False, device=device)
+        bias = torch.randn(n, device=device).to(torch.bfloat16)  # as every linear of the model has; it decides between tiles
 
-        def linear(config: variants.Config, x: Any = x, weight: Any = weight) -> Any:
-            return linear8.linear(x, weight, config=config)
+        def linear(config: variants.Config, x: Any = x, weight: Any = weight, bias: Any = bias) -> Any:
+            return linear8.linear(x, weight, bias, config=config)
 
         yield Contest("linear8", f"{n}x{k}", 2.0 * m * n * k, tuple(variants.linears()), linear, linear_class(m, n, k))
     for tokens, heads, width in sorted(attention):

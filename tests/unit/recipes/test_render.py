@@ -79,6 +79,16 @@ def test_every_object_stays_in_view_and_clear_of_the_other() -> None:
     assert gap.min() > -5  # bounding circles of two stars may overlap before the stars do
 
 
+def test_the_object_named_first_is_left_or_above() -> None:
+    """What a student of few steps relies on: the caption, not chance, says which object goes where."""
+    rng = np.random.default_rng(3)
+    center = sample_layout([sample_scene(rng, 1.0) for _ in range(500)], 17, rng).center
+    apart = (center[:, 1] - center[:, 0]).mean(axis=1)  # mean x and y from the first to the second
+    assert (apart.max(axis=1) > 0).all()
+    swapped = (center[:, 0] - center[:, 1]).mean(axis=1)
+    assert not (swapped.max(axis=1) > 0).all()
+
+
 def test_sizes_speeds_and_turns_are_in_range() -> None:
     rng = np.random.default_rng(2)
     scenes = [sample_scene(rng) for _ in range(500)] + _pairs(169)

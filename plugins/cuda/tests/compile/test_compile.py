@@ -81,3 +81,18 @@ def test_amd_for_information(name: str) -> None:
     except Exception as error:  # noqa: BLE001 - information only
         pytest.skip(f"does not compile for gfx942: {str(error).splitlines()[-1][:120]}")
     assert "s_endpgm" in built.text
+
+
+def test_the_hopper_kernel_leaves_videos_whose_values_touch_to_the_other_one() -> None:
+    """A 16-bit tile of values that reaches into the next video would carry its NaN over; e4m3 codes are padded."""
+    import torch
+    from turbort_cuda.kernels.attention_hopper import suits
+    from turbort_cuda.kernels.kv import Prepared
+
+    codes = torch.zeros(1, dtype=torch.int8)
+    whole, ragged = (torch.zeros(2, length, 2, 128, dtype=torch.bfloat16) for length in (256, 200))
+    assert suits(whole, Prepared(2, 128, codes), 64)
+    assert suits(ragged[:1], Prepared(2, 128, codes), 64)
+    assert not suits(ragged, Prepared(2, 128, codes), 64)
+    assert suits(ragged, Prepared(2, 128, codes, v_codes=codes), 64)
+    assert not suits(whole, Prepared(2, 128, codes), 128)

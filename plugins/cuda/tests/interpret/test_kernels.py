@@ -66,6 +66,26 @@ def test_chosen_blocks_are_those_of_the_reference() -> None:
     assert torch.equal(sla.choose(scores, 3), block_map(q, k, 0.4)[..., :3])
 
 
+@pytest.mark.parametrize("blocks", [1, 5, 37, 300])
+@pytest.mark.parametrize("kind", ["distinct", "ties", "signed zeros"])
+def test_the_best_blocks_are_chosen_in_order(blocks: int, kind: str) -> None:
+    scores = torch.randn(6, blocks, generator=torch.Generator().manual_seed(0)) * 3
+    scores = {"distinct": scores, "ties": scores.round(), "signed zeros": 0.0 * scores}[kind]
+    for count in {1, max(1, blocks // 10), blocks}:
+        best = scores.sort(descending=True, stable=True).indices[:, :count].sort().values
+        assert torch.equal(sla.choose(scores, count), best.int())
+
+
+def test_the_linear_state_may_have_a_launch_of_its_own() -> None:
+    draw = torch.Generator().manual_seed(0)
+    k, v = (torch.randn(1, 300, 2, 128, generator=draw).bfloat16() for _ in range(2))
+    config = {"stages": 1, "warps": 4, "per_sm": 1}
+    configs = (config, {**config, "state_warps": 4})
+    one, two = (kv.prepare(k, v, 128, int8=True, fp8=False, linear=True, config=c) for c in configs)
+    for name in ("codes", "k_scales", "state", "totals", "pooled"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+
+
 def test_equal_scores_go_to_the_lower_block() -> None:
     scores = torch.tensor([[1.0, 2.0, 2.0, 2.0, 0.0, 2.0]])
     assert sla.choose(scores, 3).tolist() == [[1, 2, 3]]

@@ -203,8 +203,13 @@ def layouts(fp8: bool) -> tuple[Any, Any]:
 
 def suits(v: Tensor, ready: Prepared, rows: int) -> bool:
     """Whether the kernel can take this call: its sizes, int8 keys, and values that a descriptor can describe."""
-    whole = ready.codes is not None and rows == ROWS and ready.rows == KEYS and v.shape[-1] == WIDTH
-    return whole and (ready.v_codes is not None or (v.dtype == torch.bfloat16 and v.is_contiguous()))
+    if ready.codes is None or rows != ROWS or ready.rows != KEYS or v.shape[-1] != WIDTH:
+        return False
+    if ready.v_codes is not None:
+        return True
+    # A tile of v that reaches past the end shows the next batch entry, whose NaN or infinity would survive a weight of 0.
+    apart = v.shape[0] == 1 or v.shape[1] % KEYS == 0
+    return apart and v.dtype == torch.bfloat16 and v.is_contiguous()
 
 
 def launch(
