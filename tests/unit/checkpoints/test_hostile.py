@@ -8,7 +8,7 @@ import zipfile
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
@@ -34,6 +34,7 @@ def everything(path):
 
 
 @FUZZ
+@example(form="lightx2v", pick=1, dtype=torch.uint8)  # which was taken for an int4 file, and every other linear blamed
 @given(form=st.sampled_from(["plain", "lightx2v", "turbodiffusion"]), pick=st.integers(0), dtype=DTYPES)
 def test_another_dtype_is_refused_or_means_the_same(tmp_path, form, pick, dtype):
     """Where a file loads although a tensor changed its dtype, each value is what that dtype made of it."""
