@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 from torch import Tensor
 
-from turbort.io import Arriving, Background, open_writer
+from turbort.io import Arriving, open_writer, write_behind
 from turbort.job import Job
 from turbort.models.wan_vae import WanVae
 from turbort.tiles import decode_tiles
@@ -36,21 +36,20 @@ def decode(
     works on its own may be up to three chunks behind.
     """
     parts = _whole(vae, latents, chunk) if tile is None else decode_tiles(vae, latents, tile, chunk)
+    chunks = _pixels(parts, told)
     if job.out is None:
-        kept: list[Arriving] = []
-        _hand_over(parts, told, lambda pixels: kept.append(Arriving(pixels)))
+        kept = [Arriving(pixels) for pixels in chunks]
         return None, numpy.concatenate([chunk.frames() for chunk in kept])
     writer = open_writer(job.out, job.width or 0, job.height or 0, job.fps or 1, frames_hint=job.frames)
-    with Background(writer) as background:
-        _hand_over(parts, told, background.put)
+    write_behind(writer, chunks)
     return writer.path, None
 
 
-def _hand_over(parts: Parts, told: Callable[[int, int], None], put: Callable[[Tensor], None]) -> None:
+def _pixels(parts: Parts, told: Callable[[int, int], None]) -> Iterator[Tensor]:
     for done, total, pixels in parts:
         told(done, total)
         if pixels is not None:
-            put(pixels)
+            yield pixels
 
 
 def _whole(vae: WanVae, latents: Tensor, chunk: int) -> Parts:

@@ -1,7 +1,9 @@
 """Writing on a thread of its own: the same bytes, no more than a few chunks ahead, and every failure as without the thread."""
 
+import itertools
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 
 from turbort.errors import InputError, TurbortError
-from turbort.io import FORMATS, Background, frames_to_uint8, open_writer
+from turbort.io import FORMATS, background, frames_to_uint8, open_writer, write_behind
 from turbort.io.background import ROOM
 
 SUFFIXES = sorted(FORMATS)
@@ -47,20 +49,17 @@ def writing(folder, before=lambda frames: None):
     return writer
 
 
-def hand_over(writer, given, then=None):
-    """Put `given` into a `Background` of `writer`, and then raise what `then()` returns, if anything."""
-    with Background(writer) as background:
-        for chunk in given:
-            background.put(chunk)
-        if then:
-            raise then()
+def then_raise(given, error):
+    """Chunks whose maker fails after the last."""
+    yield from given
+    raise error
 
 
 def writers():
-    """Threads that still write; one that has said that it is done gets a moment to go."""
-    found = [thread for thread in threading.enumerate() if thread.name == "turbort-writer"]
+    """Threads that still write; one that has said that it is done, or has been told to stop, gets time to go."""
+    found = [thread for thread in threading.enumerate() if thread.name == "turbort-writer" and thread.is_alive()]
     for thread in found:
-        thread.join(0.2)
+        thread.join(PATIENCE)
     return [thread for thread in found if thread.is_alive()]
 
 
@@ -75,7 +74,7 @@ def test_the_bytes_are_those_of_writing_without_a_thread(tmp_path, suffix):
     with open_writer(tmp_path / "plain" / f"x{suffix}", WIDTH, HEIGHT, 16) as writer:
         for chunk in chunks():
             writer.write(frames_to_uint8(chunk))
-    hand_over(open_writer(tmp_path / "thread" / f"x{suffix}", WIDTH, HEIGHT, 16), chunks())
+    write_behind(open_writer(tmp_path / "thread" / f"x{suffix}", WIDTH, HEIGHT, 16), chunks())
     assert content(tmp_path / "plain") == content(tmp_path / "thread")
     assert not writers()
 
@@ -88,12 +87,14 @@ def test_writing_goes_on_while_the_next_chunk_is_made(tmp_path):
         taking.set()
         assert making.wait(PATIENCE)
 
-    first, second = chunks(2)
-    with Background(writing(tmp_path, before)) as background:
-        background.put(first)
+    def made():
+        first, second = chunks(2)
+        yield first
         assert taking.wait(PATIENCE)
         making.set()
-        background.put(second)
+        yield second
+
+    write_behind(writing(tmp_path, before), made())
 
 
 def test_no_more_than_a_few_chunks_wait(tmp_path):
@@ -108,7 +109,7 @@ def test_no_more_than_a_few_chunks_wait(tmp_path):
             yield chunk
             handed.append(chunk)
 
-    other = threading.Thread(target=hand_over, args=(writing(tmp_path, before), counted()))
+    other = threading.Thread(target=write_behind, args=(writing(tmp_path, before), counted()))
     other.start()
     deadline = time.monotonic() + PATIENCE
     while len(handed) < ROOM and time.monotonic() < deadline:
@@ -131,90 +132,128 @@ def test_what_writing_raises_is_raised_here_and_nothing_more_is_written(tmp_path
         raise error
 
     with pytest.raises(type(error)) as caught:
-        hand_over(writing(tmp_path, before), chunks(count))
+        write_behind(writing(tmp_path, before), chunks(count))
     assert caught.value is error
     assert len(taken) == 1
     assert not writers()
     assert content(tmp_path) == {}
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError, SystemExit])
-def test_an_exception_in_the_block_ends_the_thread_and_leaves_no_file(tmp_path, stop):
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), RuntimeError(), SystemExit()])
+def test_an_exception_of_the_chunks_ends_the_thread_and_leaves_no_file(tmp_path, stop):
     (tmp_path / "x.mp4").write_bytes(b"old")
-    with pytest.raises(stop):
-        hand_over(open_writer(tmp_path / "x.mp4", WIDTH, HEIGHT, 16), chunks(1), then=stop)
+    with pytest.raises(type(stop)):
+        write_behind(open_writer(tmp_path / "x.mp4", WIDTH, HEIGHT, 16), then_raise(chunks(1), stop))
     assert not writers()
     assert content(tmp_path) == {"x.mp4": b"old"}
 
 
-def test_an_error_of_the_block_is_not_hidden_by_one_of_the_thread(tmp_path):
+def test_an_error_of_the_chunks_is_not_hidden_by_one_of_the_thread(tmp_path):
     failed = threading.Event()
 
     def before(frames):
         failed.set()
         raise FULL
 
-    def then():
+    def made():
+        yield from chunks(1)
         assert failed.wait(PATIENCE)
-        return ZeroDivisionError()
+        raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        hand_over(writing(tmp_path, before), chunks(1), then)
+        write_behind(writing(tmp_path, before), made())
     assert not writers()
 
 
 def test_ctrl_c_while_the_encoder_is_waited_for(tmp_path):
-    """The block's own work is over; the frame that is being written is finished and the rest is left."""
+    """All chunks are made; the frame that is being written is finished and the rest is left."""
     taken = []
 
     def before(frames):
         if not taken:
             os.kill(os.getpid(), signal.SIGINT)
-            background._stopped.wait(PATIENCE)
+        time.sleep(0.01)
         taken.append(frames)
 
-    background = Background(writing(tmp_path, before))
-    with pytest.raises(KeyboardInterrupt), background:
-        background.put(chunks(frames=9)[0])
-    assert len(taken) == 1
+    with pytest.raises(KeyboardInterrupt):
+        write_behind(writing(tmp_path, before), chunks(count=1, frames=1000))
+    assert 1 <= len(taken) < 1000
     assert not writers()
     assert content(tmp_path) == {}
 
 
 @pytest.mark.parametrize("times", [1, 2, 5])
-def test_more_ctrl_c_while_the_file_is_deleted(tmp_path, times):
-    class Impatient(threading.Event):
-        left = times
+def test_more_ctrl_c_while_the_file_is_deleted(tmp_path, monkeypatch, times):
+    wait, left = background._Writing.wait, 1 + times
 
-        def wait(self, timeout=None):
-            if self.left:
-                self.left -= 1
-                raise KeyboardInterrupt
-            return super().wait(timeout)
+    def interrupted_wait(self):
+        nonlocal left
+        if self.queue.qsize() and left:  # the first one while a chunk is written, all others while the file is deleted
+            left -= 1
+            raise KeyboardInterrupt
+        return wait(self)
 
-    background = Background(writing(tmp_path, lambda frames: time.sleep(0.05)))
-    background._ended = Impatient()
-    with pytest.raises(KeyboardInterrupt), background:
-        background.put(chunks(frames=9)[0])
-    assert background._ended.left == 0
+    monkeypatch.setattr(background._Writing, "wait", interrupted_wait)
+    with pytest.raises(KeyboardInterrupt):
+        write_behind(writing(tmp_path, lambda frames: time.sleep(0.1)), chunks(count=1, frames=9))
+    assert left == 0
     assert not writers()
     assert content(tmp_path) == {}
+
+
+def interrupted(at, call):
+    """Whether `call()` came to the `at`-th line of its module, or call that the module makes, and was interrupted there."""
+    left = at
+
+    def trace(frame, event, argument):
+        nonlocal left
+        ours, called = (f is not None and f.f_code.co_filename == background.__file__ for f in (frame, frame.f_back))
+        left -= (ours and event == "line") or (called and event == "call")
+        if left == 0:
+            raise KeyboardInterrupt
+        return trace if ours else None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return left <= 0
+
+
+def test_ctrl_c_at_every_line(tmp_path):
+    """Wherever it comes, nothing is left behind; after the last frame the whole file may be there."""
+    (tmp_path / "whole").mkdir()
+    write_behind(writing(tmp_path / "whole"), chunks(2))
+    whole = content(tmp_path / "whole")
+    for at in itertools.count(1):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        reached = interrupted(at, lambda folder=folder: write_behind(writing(folder), chunks(2)))
+        assert not writers()
+        assert content(folder) in (({}, whole) if reached else (whole,))
+        if not reached:
+            break
+    assert at > 50  # places that were interrupted
 
 
 def test_pixels_that_are_not_numbers_are_refused_as_before(tmp_path):
     first, second = chunks(2)
     second[0, 1, 5, 5] = float("nan")
     with pytest.raises(TurbortError, match=f"1 of {second.numel()} decoded pixels are not finite numbers"):
-        hand_over(open_writer(tmp_path / "x.mp4", WIDTH, HEIGHT, 16), (first, second))
+        write_behind(open_writer(tmp_path / "x.mp4", WIDTH, HEIGHT, 16), (first, second))
     assert content(tmp_path) == {}
 
 
 def test_a_file_that_cannot_be_opened_or_has_no_frames(tmp_path):
     huge = open_writer(tmp_path / "x.npy", 10**5, 10**5, 16, frames_hint=10**6)
     with pytest.raises(InputError, match="disk is full"):
-        hand_over(huge, chunks(6))
+        write_behind(huge, chunks(6))
     with pytest.raises(TurbortError, match="no frame"):
-        hand_over(writing(tmp_path), ())
+        write_behind(writing(tmp_path), ())
     assert content(tmp_path) == {}
 
 
@@ -223,6 +262,6 @@ def test_a_thread_that_cannot_start_leaves_no_file(tmp_path, monkeypatch):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(RuntimeError, match="new thread"), Background(writing(tmp_path)):
-        pytest.fail("the block must not be entered")
+    with pytest.raises(RuntimeError, match="new thread"):
+        write_behind(writing(tmp_path), then_raise((), AssertionError("nothing must be made")))
     assert content(tmp_path) == {}

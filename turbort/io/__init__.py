@@ -1,8 +1,6 @@
 """Writing results: videos as mp4, gif, PNG frames or npy, and text files, each whole or not at all.
 
-with Background(open_writer("out.mp4", 832, 480, fps=16)) as video:
-    for chunk in decoder:
-        video.put(chunk)
+write_behind(open_writer("out.mp4", 832, 480, fps=16), decoder)   # pixels [3, T, H, W], as they are decoded
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ from pathlib import Path
 
 from turbort.errors import unknown
 from turbort.io.atomic import atomic_bytes, atomic_text, resolve_target
-from turbort.io.background import Background
+from turbort.io.background import write_behind
 from turbort.io.encoded import GifWriter, Mp4Writer
 from turbort.io.frames import Arriving, frames_to_uint8
 from turbort.io.npy import NpyWriter
@@ -24,7 +22,6 @@ FORMATS: Mapping[str, type[VideoWriter]] = {".mp4": Mp4Writer, ".gif": GifWriter
 __all__ = [
     "FORMATS",
     "Arriving",
-    "Background",
     "VideoWriter",
     "atomic_bytes",
     "atomic_text",
@@ -32,6 +29,7 @@ __all__ = [
     "frames_to_uint8",
     "open_writer",
     "resolve_target",
+    "write_behind",
 ]
 
 

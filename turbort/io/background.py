@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from queue import SimpleQueue
-from threading import Event, Semaphore, Thread
-from types import TracebackType
+from collections.abc import Iterable
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING
 
 from turbort.io.frames import Arriving
@@ -17,66 +17,73 @@ if TYPE_CHECKING:
 
 ROOM = 2
 """Chunks on the host at once: one that is written and one that arrives."""
+POLL = 0.1
+"""Seconds after which a wait looks up: Ctrl-C that arrives just before the wait begins does not end it by itself."""
+
+
+def write_behind(writer: VideoWriter, chunks: Iterable[Tensor]) -> None:
+    """Write `chunks`, pixels [3, T, H, W] in [-1, 1], each while the next one is made.
+
+    Opens `writer`, gives it the frames and finishes the file, all on a thread of its own; `chunks` is iterated here, and waits
+    while `ROOM` chunks are not yet written. When this returns, the video is there. What the writer raises is raised here, as it
+    was, and no frame is written after it. An exception of `chunks`, or Ctrl-C at any point, ends the thread after at most one
+    more frame and leaves no file. Only the thread touches the writer, so even a second Ctrl-C at the wrong moment cannot delete
+    a file under an encoder that still writes.
+    """
+    # A function and not a context manager: Ctrl-C may arrive on the way into `__exit__`, which then never runs.
+    other = _Writing(writer)
+    try:
+        other.thread.start()
+        for pixels in chunks:
+            other.wait()
+            other.raise_error()
+            other.queue.put(Arriving(pixels))
+        other.queue.put(None)
+        while not other.ended:
+            other.wait()
+    except BaseException:
+        # Neither statement calls Python code, and only there could another Ctrl-C come between.
+        other.stopped = True
+        other.queue.put(None)
+        # Through any further Ctrl-C: one is being raised already, and the file is deleted within a frame's time.
+        while other.thread.ident is not None and not other.ended:
+            with contextlib.suppress(KeyboardInterrupt):
+                other.wait()
+        raise
+    other.raise_error()
 
 
 class _Stopped(Exception):
     """Leaves the writer's block, so that it deletes what it wrote."""
 
 
-class Background:
-    """Opens `writer`, gives it what `put` is given and finishes the file, all on a thread of its own.
+class _Writing:
+    """The thread's side, and what both sides share.
 
-    Use it as a context manager. When the block ends, the video is there, or what went wrong is raised: what the writer
-    raises comes from the next `put` or from the end of the block, as it was, and no frame is written after it. An exception
-    in the block, Ctrl-C included, ends the thread after at most one more frame and leaves no file. Only the thread touches
-    the writer, so even a second Ctrl-C at the wrong moment cannot delete a file under an encoder that still writes.
+    Both wait on `SimpleQueue` alone, which is one C function: Ctrl-C inside `Event.wait` and `Semaphore.acquire` can leave their
+    locks as they must not be, and an interrupted `Thread.join` marks a thread as ended that is not (CPython up to 3.12).
     """
 
     def __init__(self, writer: VideoWriter) -> None:
         self.writer = writer
-        self._room = Semaphore(ROOM)
-        self._queue: SimpleQueue[Arriving | None] = SimpleQueue()
-        self._stopped = Event()
-        # `Thread.join` that Ctrl-C interrupts marks a thread as ended that is not (CPython up to 3.12), so the thread says it.
-        self._ended = Event()
+        self.queue: SimpleQueue[Arriving | None] = SimpleQueue()
+        self.stopped = False
+        self.ended = False
+        self.thread = Thread(target=self._run, name="turbort-writer")
+        self._news: SimpleQueue[None] = SimpleQueue()
+        for _ in range(ROOM):
+            self._news.put(None)
         self._error: BaseException | None = None
-        self._thread = Thread(target=self._run, name="turbort-writer")
 
-    def put(self, pixels: Tensor) -> None:
-        """Hand over pixels [3, T, H, W] in [-1, 1]; waits while `ROOM` chunks are not yet written."""
-        self._room.acquire()
-        self._raise()
-        self._queue.put(Arriving(pixels))
+    def wait(self) -> None:
+        """Until there is room for a chunk that had none, or the thread has ended."""
+        while True:
+            try:
+                return self._news.get(timeout=POLL)
+            except Empty:
+                continue
 
-    def __enter__(self) -> Background:
-        try:
-            self._thread.start()
-        except BaseException:
-            self._stop()
-            raise
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            if kind is not None:
-                self._stopped.set()
-            self._queue.put(None)
-            self._ended.wait()
-        except BaseException:
-            self._stop()
-            # Through any further Ctrl-C: one is being raised already, and the file is deleted within a frame's time.
-            while not self._ended.is_set():
-                with contextlib.suppress(KeyboardInterrupt):
-                    self._ended.wait()
-            raise
-        if kind is None:
-            self._raise()
-
-    def _stop(self) -> None:
-        self._stopped.set()
-        self._queue.put(None)
-
-    def _raise(self) -> None:
+    def raise_error(self) -> None:
         if self._error is not None:
             # Kept in one place only, or its traceback would hold on to this object, and with it to the frames.
             error, self._error = self._error, None
@@ -85,19 +92,18 @@ class Background:
     def _run(self) -> None:
         try:
             with self.writer:
-                while (chunk := self._queue.get()) is not None:
+                while (chunk := self.queue.get()) is not None:
                     self._write(chunk)
                     del chunk
-                    self._room.release()
+                    self._news.put(None)
                 self._check()
         except _Stopped:
             pass
         except BaseException as error:  # noqa: BLE001 - raised again by whoever hands over frames
             self._error = error
         finally:
-            self._ended.set()
-            # For a `put` that waits: nothing will be taken any more.
-            self._room.release()
+            self.ended = True
+            self._news.put(None)
 
     def _write(self, chunk: Arriving) -> None:
         self._check()
@@ -106,5 +112,5 @@ class Background:
             self.writer.write(frame[None])
 
     def _check(self) -> None:
-        if self._stopped.is_set():
+        if self.stopped:
             raise _Stopped
