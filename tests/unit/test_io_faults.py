@@ -142,7 +142,7 @@ def test_a_folder_that_may_not_be_written(tmp_path, code, monkeypatch):
     def refuse(*_, **__):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr("pathlib.Path.touch", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     with pytest.raises(InputError, match=re.escape(os.strerror(code))) as caught:
         open_writer(tmp_path / "out.mp4", WIDTH, HEIGHT, 16)
     assert caught.value.fix

@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import shutil
+import tempfile
 from pathlib import Path
 
 from turbort.errors import InputError
@@ -33,10 +34,9 @@ def resolve_target(path: str | Path) -> Path:
         raise InputError(f"cannot write {path}: it is a folder", fix=f"give a file name, for example {path}/video.mp4")
     if target.exists() and not target.is_file():
         raise InputError(f"cannot write {path}: it is not a regular file", fix="choose another name")
-    probe = temporary_beside(target)
     try:
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # has no name, so that nothing can be left behind
+            pass
     except OSError as error:
         raise write_error(path, error) from error
     return target

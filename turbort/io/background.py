@@ -19,6 +19,8 @@ ROOM = 2
 """Chunks on the host at once: one that is written and one that arrives."""
 POLL = 0.1
 """Seconds after which a wait looks up: Ctrl-C that arrives just before the wait begins does not end it by itself."""
+UNSEEN = 5
+"""Times that a wait looks up before it gives a thread up that has not begun."""
 
 
 def write_behind(writer: VideoWriter, chunks: Iterable[Tensor]) -> None:
@@ -35,7 +37,8 @@ def write_behind(writer: VideoWriter, chunks: Iterable[Tensor]) -> None:
     try:
         other.thread.start()
         for pixels in chunks:
-            other.wait()
+            while not other.wait():
+                pass
             other.raise_error()
             other.queue.put(Arriving(pixels))
         other.queue.put(None)
@@ -45,10 +48,13 @@ def write_behind(writer: VideoWriter, chunks: Iterable[Tensor]) -> None:
         # Neither statement calls Python code, and only there could another Ctrl-C come between.
         other.stopped = True
         other.queue.put(None)
-        # Through any further Ctrl-C: one is being raised already, and the file is deleted within a frame's time.
-        while other.thread.ident is not None and not other.ended:
+        # Through any further Ctrl-C: one is being raised already, and the file is deleted within a frame's time. A thread that
+        # nobody has seen to start may be about to, or may never: `start` was interrupted, or failed.
+        left = UNSEEN
+        while not other.ended and (left or other.thread.ident is not None):
             with contextlib.suppress(KeyboardInterrupt):
-                other.wait()
+                if not other.wait():
+                    left = max(left - 1, 0)
         raise
     other.raise_error()
 
@@ -75,13 +81,13 @@ class _Writing:
             self._news.put(None)
         self._error: BaseException | None = None
 
-    def wait(self) -> None:
-        """Until there is room for a chunk that had none, or the thread has ended."""
-        while True:
-            try:
-                return self._news.get(timeout=POLL)
-            except Empty:
-                continue
+    def wait(self) -> bool:
+        """Whether, within `POLL` seconds, there is room for another chunk or the thread has ended."""
+        try:
+            self._news.get(timeout=POLL)
+        except Empty:
+            return False
+        return True
 
     def raise_error(self) -> None:
         if self._error is not None:
