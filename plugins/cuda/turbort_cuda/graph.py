@@ -116,7 +116,8 @@ class GraphedStep:
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             before = [slot.calls for slot in self._slots]
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            # Other threads may go on: the next expert's weights are read, pinned and quantised meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 output = self.step(*args, **kwargs)
         except RuntimeError as error:
             if isinstance(error, torch.cuda.OutOfMemoryError):
