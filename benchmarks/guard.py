@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.cuda.timing import DEVICE
-from benchmarks.cuda.workload import filled
+from benchmarks.cuda.workload import filled, registry_here
 from benchmarks.machine import commit, describe_machine
 from turbort.guard.groups import find_groups
 from turbort.guard.monitor import Monitor, Watch, make_monitor
@@ -34,7 +34,6 @@ from turbort.models.spec import get_model
 from turbort.op import slots
 from turbort.planner import DTYPES, find_target, make_plan
 from turbort.profile import load_profile
-from turbort.registry import Registry
 
 STEPS = 4
 
@@ -51,7 +50,7 @@ def arguments() -> argparse.Namespace:
 @torch.inference_mode()
 def main() -> None:
     args = arguments()
-    spec, profile, registry = get_model(args.model), load_profile(args.profile), Registry()
+    spec, profile, registry = get_model(args.model), load_profile(args.profile), registry_here()
     target = find_target(profile, registry)
     backend, device = registry.backend(target.backend), target.device
     plan = make_plan(spec, profile, registry, target=target)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 MEASURING = ("linear", "passes", "attention", "tune", "vae", "step", "breakdown", "e2e", "tiny")
 COMMANDS = ("check", "session", *MEASURING)
+IMPORTED = ("turbort_cuda.kernels.sla", "turbort_cuda.kernels.linear8", "turbort_cuda.kernels.vae", "turbort.planner")
+"""What a job of a session imports before its turn comes."""
 
 
 def main() -> int:
@@ -38,9 +40,10 @@ def _measure(module: object, command: str, args: argparse.Namespace) -> bool:
     run = module.run  # type: ignore[attr-defined]
     if args.wait:
         args.wait = False
-        for name in ("turbort_cuda.kernels.sla", "turbort_cuda.kernels.linear8", "turbort_cuda.kernels.vae", "turbort.planner"):
+        for name in IMPORTED:
             importlib.import_module(name)
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            return False  # the session has ended, and nobody asks any more: jobs that began now would all run at once
     started = time.perf_counter()
     print(f"== {command} on {device_name()}", flush=True)
     results = Results(command, args.rows)

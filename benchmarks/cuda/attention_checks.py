@@ -138,7 +138,10 @@ def _linear_variant(config: dict[str, Any], n: int, k: int) -> Pair:
     from turbort_cuda.kernels import linear8, quant
 
     weight = linear8.empty_weight(n, k, fp8=False, device=torch.device(DEVICE))
-    x = quant.quantize(randn(TOKENS, k), emit="int8-token")
+    x, bias = quant.quantize(randn(TOKENS, k), emit="int8-token"), randn(n)
     # The true product of the codes themselves: only the output's rounding is left as an error.
     full = weight.values.float() * weight.scales[:, None]
-    return lambda: linear8.linear(x, weight, config=config), lambda: F.linear(x.dequantize(torch.float32), full)
+    return (
+        lambda: linear8.linear(x, weight, bias, config=config),
+        lambda: F.linear(x.dequantize(torch.float32), full, bias.float()),
+    )

@@ -45,18 +45,13 @@ _suite: Any = None
 
 
 def suite() -> Any:
-    """The conformance suite of the CUDA backend, with the plugin from the source tree where it is not installed."""
+    """The conformance suite of the CUDA backend."""
     global _suite
     if _suite is None:
-        from turbort.registry import Registry
+        from benchmarks.cuda.workload import registry_here
         from turbort.testing import Suite
 
-        registry = Registry()
-        if "cuda" not in registry.backends:
-            import turbort_cuda
-
-            registry = Registry(extra=[turbort_cuda])
-        _suite = Suite("cuda", registry)
+        _suite = Suite("cuda", registry_here())
     return _suite
 
 

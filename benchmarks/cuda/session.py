@@ -8,6 +8,7 @@ comes, and then run one after the other; a row is written as soon as it is measu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -89,12 +90,11 @@ def _start(job: Job, path: Path, args: argparse.Namespace) -> tuple[Job, subproc
 
 def _finish(process: subprocess.Popen[bytes], seconds: float) -> str:
     assert process.stdin is not None
-    try:
+    with contextlib.suppress(OSError):  # it has ended already, and its exit code says how
         process.stdin.write(b"go\n")
         process.stdin.close()
+    try:
         code = process.wait(timeout=seconds)
-    except OSError:
-        code = process.wait(timeout=5)
     except subprocess.TimeoutExpired:
         _drop(process)
         return f"stopped at {seconds:.0f} s"

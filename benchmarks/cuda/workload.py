@@ -27,18 +27,25 @@ LINEARS = {
 """N and K of the linears; M is TOKENS."""
 
 
-def planned(model: str, profile_name: str, *, dense: bool = False) -> tuple[Any, Any, Any, Any]:
-    """Spec, profile, registry and plan of `model` under a shipped profile on this machine's first GPU."""
-    import turbort_cuda
-
-    from turbort.models.spec import get_model
-    from turbort.planner import Target, make_plan
-    from turbort.profile import load_profile
+def registry_here() -> Any:
+    """A registry that has the CUDA plugin also where it comes from a source tree on the path, without entry points."""
     from turbort.registry import Registry
 
     registry = Registry()
-    if "cuda" not in registry.backends:
-        registry = Registry(extra=[turbort_cuda])
+    if "cuda" in registry.backends:
+        return registry
+    import turbort_cuda
+
+    return Registry(extra=[turbort_cuda])
+
+
+def planned(model: str, profile_name: str, *, dense: bool = False) -> tuple[Any, Any, Any, Any]:
+    """Spec, profile, registry and plan of `model` under a shipped profile on this machine's first GPU."""
+    from turbort.models.spec import get_model
+    from turbort.planner import Target, make_plan
+    from turbort.profile import load_profile
+
+    registry = registry_here()
     spec = get_model(model)
     profile = load_profile(profile_name)
     if dense:

@@ -81,13 +81,15 @@ class GraphedStep:
         return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, captured.output)
 
     def _capture(self, leaves: list[Any], form: Any, shape: Any) -> _Captured | None:
-        counts = [slot.calls for slot in self._slots]
-        with SessionPool.outside(self.device):
-            captured = self._captured(leaves, form, shape)
-        # Warm-ups and captures are no part of the video. A step that runs as it is counts by itself.
-        for slot, calls in zip(self._slots, counts, strict=True):
-            slot.calls = calls
-        return captured
+        counts = [(slot.calls, slot.earlier) for slot in self._slots]
+        try:
+            with SessionPool.outside(self.device):
+                return self._captured(leaves, form, shape)
+        finally:
+            # Warm-ups and captures are no part of the video, nor is what second kernels were called for while warming up; a
+            # switch moves a site's calls to `earlier`. A step that runs as it is counts by itself.
+            for slot, (calls, earlier) in zip(self._slots, counts, strict=True):
+                slot.calls, slot.earlier = calls, earlier
 
     def _warm_up(self, args: Any, kwargs: Any, shape: Any) -> None:
         """Compile kernels and fill caches, which a capture may not do: once per shape, for first and second kernels."""
@@ -114,7 +116,8 @@ class GraphedStep:
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             before = [slot.calls for slot in self._slots]
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            # Other threads may go on: the next expert's weights are read, pinned and quantised meanwhile.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 output = self.step(*args, **kwargs)
         except RuntimeError as error:
             if isinstance(error, torch.cuda.OutOfMemoryError):

@@ -58,6 +58,14 @@ def test_hopper_products_stay_asynchronous(name: str) -> None:
     assert "serialized" not in built.notes, built.notes
 
 
+@pytest.mark.parametrize("mode", ["int8", "int8-fp8"])
+def test_threads_and_tma_take_turns_in_memory_that_changes_hands(mode: str) -> None:
+    """The squares come by TMA into memory that threads may have written: a fence between both, after the last use of the keys."""
+    text = build(next(row for row in launches(90) if row.name == f"sla-gluon-early-{mode}"), 90).text
+    squares = text.rindex("cp.async.bulk.tensor", 0, text.rindex("cp.async.bulk.tensor"))
+    assert "fence.proxy.async" in text[text.rindex("wgmma.wait_group", 0, squares) : squares]
+
+
 @pytest.mark.parametrize(("inputs", "outputs"), [(96, 96), (192, 192), (384, 384), (96, 3)])
 def test_hopper_convolutions_keep_their_sums_in_registers(inputs: int, outputs: int) -> None:
     """Tiles go from memory to shared memory to the tensor cores: by TMA, one product in flight while the next tile comes."""

@@ -42,6 +42,20 @@ def test_linear_through_descriptors(halves: bool) -> None:
     assert _nmse(got, ops.linear(x, weight, activation="gelu_tanh")) < 1e-10
 
 
+def test_a_gate_by_row_may_reach_past_two_to_the_31_values() -> None:
+    """Offsets of a gate that differs by row and batch: six videos of 75,600 tokens and 5,120 channels have 2.3e9 values."""
+    apart, tokens, width = (1 << 30) + 64, 2, 64
+    # In the middle of memory that is never touched, so that an offset that wrapped reads zeros and not somebody's memory.
+    room = torch.empty(5 * apart, dtype=torch.bfloat16)
+    gate = room.as_strided((3, tokens, width), (apart, width, 1), storage_offset=2 * apart)
+    draw = torch.Generator().manual_seed(0)
+    gate.copy_(torch.randn(3, tokens, width, generator=draw))
+    x, residual = torch.randn(3, tokens, 32, generator=draw), torch.randn(3, tokens, width, generator=draw)
+    weight = quantize(torch.randn(width, 32, generator=draw), "int8-channel")
+    got = linear8.linear(x, linear8.pack(weight), residual=residual, gate=gate)
+    assert _nmse(got, ops.linear(x, weight, residual=residual, gate=gate)) < 1e-10
+
+
 def test_attention_through_descriptors() -> None:
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 140, 2, 128, generator=draw).bfloat16() for _ in range(3))

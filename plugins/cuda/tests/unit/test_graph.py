@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -127,6 +127,61 @@ def test_replays_count_in_the_receipt_and_warm_ups_do_not(monkeypatch: pytest.Mo
     for _ in range(3):
         step(torch.ones(1, 2, 4))
     assert model.op.calls == 6
+
+
+def test_second_kernels_that_warm_up_are_not_in_the_receipt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Switching moves a site's calls aside; each new shape warms up both kernels, and neither counts, nor does a call twice."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.op = slot(ops.gated_residual, "test")
+            self.op.bind(ops.gated_residual.reference, provider="first", precision="w8a8")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.op(x, x, x)
+
+    model = Model()
+
+    class Board(Sites):
+        @contextmanager
+        def everything_promoted(self) -> Iterator[None]:
+            model.op.switch(model.op.fn, provider="second", precision="bf16")
+            yield
+            model.op.switch(model.op.fn, provider="first", precision="w8a8")
+
+    def captured(self: GraphedStep, leaves: list[Any], form: Any, shape: Any) -> _Captured:
+        self._warm_up(leaves, {}, shape)
+        model(*leaves)
+        return _Captured(Stub(), [leaf.clone() for leaf in leaves], leaves[0], [(model.op, 1)])  # type: ignore[arg-type]
+
+    monkeypatch.setattr("turbort_cuda.graph._capturable", lambda leaves, device: True)
+    monkeypatch.setattr(GraphedStep, "_captured", captured)
+    step = GraphedStep(model, "cuda:0", Board())
+    for tokens in (2, 2, 3):
+        step(torch.ones(1, tokens, 4))
+    assert model.op.counts() == {("first", "w8a8"): 3}
+
+
+def test_a_capture_forbids_nothing_to_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In CUDA's global mode a weight that a thread pins while a step is captured fails the thread and the capture."""
+    made: list[dict[str, Any]] = []
+
+    class Stream:
+        def wait_stream(self, other: Any) -> None:
+            pass
+
+    def graph(_: Any, **options: Any) -> Any:
+        made.append(options)
+        return nullcontext()
+
+    monkeypatch.setattr("turbort_cuda.graph._capturable", lambda leaves, device: True)
+    stubs = {"Stream": lambda device: Stream(), "current_stream": lambda device: Stream(), "stream": nullcontext, "graph": graph}
+    stubs |= {"CUDAGraph": Stub, "graph_pool_handle": object, "synchronize": lambda device: None}
+    for name, stub in stubs.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    assert GraphedStep(lambda x: x + 1, "cuda:0")(torch.ones(2)).tolist() == [2, 2]
+    assert [options["capture_error_mode"] for options in made] == ["thread_local"]
 
 
 def test_a_pool_is_left_for_a_capture_and_entered_again(monkeypatch: pytest.MonkeyPatch) -> None:

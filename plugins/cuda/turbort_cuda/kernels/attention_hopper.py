@@ -136,6 +136,8 @@ def hopper_attention_kernel(
         update = warpgroup_mma(p, values.index(here), faded(acc, fade, OUT), is_async=True)
     update = warpgroup_mma_wait(0, deps=[update])
     acc = gl.fma(acc, spread(fade, acc, OUT), update) if FP8 else update
+    if EARLY:
+        fence_async_shared()  # the compiler may put the squares where threads wrote, which a barrier does not order with TMA
     thread_barrier()
     for slot in gl.static_range(STAGES):
         mbarrier.invalidate(k_ready.index(slot))

@@ -85,7 +85,7 @@ def finish(
         if GATE == 1:
             y = y * columns(gate, cols, N)[None, :]
         if GATE == 2:
-            place = (rows // length) * stride_gb + (rows % length) * stride_gl
+            place = (rows // length).to(tl.int64) * stride_gb + (rows % length).to(tl.int64) * stride_gl
             y = y * tl.load(gate + place[:, None] + cols[None, :], mask=inside, other=0.0).to(tl.float32)
         start = rows.to(tl.int64)[:, None] * stride_r + cols[None, :]
         y = y + tl.load(residual + start, mask=inside, other=0.0).to(tl.float32)
