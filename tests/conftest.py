@@ -9,12 +9,16 @@ from typing import Any
 
 import pytest
 
+from tests import properties
+
 # Two pytest workers on two cores: more threads would only wait for each other. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # pytest-xdist gives its workers a width, and a developer may have plugins or profiles of their own set.
 for _name in [name for name in os.environ if name in ("COLUMNS", "LINES") or name.startswith("TURBORT_")]:
     del os.environ[_name]
+
+properties.register()
 
 MODEL: Mapping[str, Any] = {
     "name": "little",
