@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import SEED
 from tests.properties import examples
 
 
@@ -41,6 +42,14 @@ def test_no_test_of_this_run_depends_on_time_or_luck(request):
         assert own.derandomize == settings.default.derandomize
         assert own.deadline is None
         assert HealthCheck.too_slow in own.suppress_health_check
+
+
+@pytest.mark.parametrize("turn", [1, 2])
+def test_random_numbers_do_not_depend_on_what_ran_before(turn):
+    import torch
+
+    assert torch.initial_seed() == SEED
+    assert torch.equal(torch.rand(3), torch.rand(3, generator=torch.Generator().manual_seed(SEED)))
 
 
 @pytest.mark.parametrize(("profile", "count"), [("ci", 7), ("fuzz", 140)])

@@ -137,7 +137,8 @@ def test_a_damaged_lora_is_refused(tmp_path, share, flips):
     path = tmp_path / "lora.safetensors"
     (tmp_path / "w").write_bytes(save(fill(SHAPES)))
     linear = "blocks.0.ffn.0"
-    data = bytearray(save({f"{linear}.lora_A.weight": torch.randn(2, 8), f"{linear}.lora_B.weight": torch.randn(12, 2)}))
+    parts = fill({f"{linear}.lora_A.weight": (2, 8), f"{linear}.lora_B.weight": (12, 2)}, dtype=torch.float32)
+    data = bytearray(save(parts))
     data = data[: int(len(data) * share)]
     for offset, value in flips:
         if data:
