@@ -1,4 +1,4 @@
-# make demo | test | bench | docs.  Needs Python 3.10 or newer with venv and pip; everything else goes into .venv.
+# make demo | test | fuzz | bench | docs.  Needs Python 3.10 or newer with venv and pip; everything else goes into .venv.
 #
 # PIP_ARGS      more arguments for pip, for example --extra-index-url ADDRESS of PyTorch's CPU wheels
 # CONSTRAINTS   pip constraints; empty (make demo CONSTRAINTS=) takes the newest torch, as a GPU machine wants
@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --quiet $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) $(PIP_ARGS)
 
-.PHONY: demo test lint check-types imports unit bench docs clean cuda-interpret cuda-compile
+.PHONY: demo test lint check-types imports unit fuzz bench docs clean cuda-interpret cuda-compile
 
 demo: $(VENV)/installed
 	@mkdir -p $(dir $(OUT))
@@ -38,6 +38,10 @@ imports: $(VENV)/installed-dev
 
 unit: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+# New examples for every property test, twenty times as many as `unit` takes: some minutes.
+fuzz: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m hypothesis --hypothesis-profile=fuzz tests
 
 # Triton runs and compiles kernels without a GPU; both say so and skip where it is not installed.
 cuda-interpret: $(VENV)/installed-dev

@@ -1,4 +1,4 @@
-"""A model small enough for tests, with random weights, in the layout of the embedded one."""
+"""What every test begins with, and a model small enough for tests: random weights in the layout of the embedded one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,26 @@ from typing import Any
 
 import pytest
 
+from tests import properties
+
 # Two pytest workers on two cores: more threads would only wait for each other. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # pytest-xdist gives its workers a width, and a developer may have plugins or profiles of their own set.
 for _name in [name for name in os.environ if name in ("COLUMNS", "LINES") or name.startswith("TURBORT_")]:
     del os.environ[_name]
+
+properties.register()
+
+SEED = 0
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Every test, with the fixtures that it is the first to need, draws the same numbers: torch picks another seed each time."""
+    import torch
+
+    torch.manual_seed(SEED)
+
 
 MODEL: Mapping[str, Any] = {
     "name": "little",

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+ENDING = 30.0
+"""Seconds that a worker whose pipe has closed gets to end, so that its exit code is its own."""
 SILENCE = 75.0
 """Seconds without an answer after which a worker counts as hung; a first import and the slowest compile take less."""
 
@@ -40,6 +42,7 @@ class Worker:
             cwd=Path(__file__).resolve().parent.parent.parent,
         )
         self._buffer = b""
+        self._closed = False
 
     def send(self, task: Row) -> None:
         assert self.process.stdin is not None
@@ -56,6 +59,7 @@ class Worker:
                 return None
             part = os.read(pipe, 1 << 16)
             if not part:
+                self._closed = True
                 return None
             self._buffer += part
         line, _, self._buffer = self._buffer.partition(b"\n")
@@ -64,11 +68,10 @@ class Worker:
 
     def end(self) -> str:
         """Kill it; how it ended, and the last line it wrote."""
-        try:
-            self.process.wait(timeout=0.5)  # a pipe closes a moment before its process is gone
-            hung = False
-        except subprocess.TimeoutExpired:
-            hung = True
+        if self._closed:  # it is ending by itself, which on a busy machine takes a while after its pipe has closed
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(ENDING)
+        hung = self.process.poll() is None
         self.process.kill()
         code = self.process.wait()
         self.messages.seek(0)

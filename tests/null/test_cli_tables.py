@@ -23,14 +23,18 @@ def test_help_imports_nothing_heavy():
         assert name in ended.stdout
 
 
-def test_help_takes_less_than_150_milliseconds_of_processor_time():
-    def seconds() -> float:
+def test_help_takes_little_more_processor_time_than_importing_typer():
+    """0.11 s against 0.08 s where this was written; a slower machine is slower at both, and what disturbs only adds."""
+
+    def seconds(code: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", HELP], capture_output=True, check=True)
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(5)) < 0.15
+    turns = [(seconds(HELP), seconds("import typer")) for _ in range(5)]
+    ours, typer = (min(column) for column in zip(*turns, strict=True))
+    assert ours < 2 * typer
 
 
 def test_importing_turbort_imports_no_torch():

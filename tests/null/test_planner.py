@@ -76,7 +76,7 @@ TINY = MODELS["tiny"]
 def test_every_profile_plans_a_14b_model_without_weights(name: str, model: str) -> None:
     start = process_time()
     plan = make_plan(MODELS[model], load_profile(name), Registry(), backend="null")
-    assert process_time() - start < 10
+    assert process_time() - start < 30  # 1 s; 4 s in the first one, which imports torch
     assert len(plan.choices) > 800
     assert not plan.fallbacks
 

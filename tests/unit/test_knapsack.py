@@ -6,9 +6,10 @@ import itertools
 import math
 from time import process_time
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from turbort.knapsack import Option, frontier, lower_bound, solve
 
 numbers = st.floats(0, 100, allow_nan=False, allow_subnormal=False).map(lambda x: round(x, 3))
@@ -31,7 +32,7 @@ def between(groups, name, share):
     return low + share * (high - low)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(instances, shares, st.one_of(st.none(), shares))
 def test_the_choice_is_the_best_of_all(groups, error_share, memory_share):
     error = between(groups, "error", error_share)
@@ -51,7 +52,7 @@ def test_the_choice_is_the_best_of_all(groups, error_share, memory_share):
     assert found.bound <= found.time + 1e-9
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(instances, shares, shares)
 def test_the_bound_lies_below_every_feasible_choice(groups, error_share, memory_share):
     error, memory = between(groups, "error", error_share), between(groups, "memory", memory_share)
@@ -64,7 +65,7 @@ def test_the_bound_lies_below_every_feasible_choice(groups, error_share, memory_
 HALF, WHOLE = 49.688, 79.0
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @example(  # whose sums of errors are equal, and are not while they are added up
     [
         [Option(0.0, HALF, 0.0)],

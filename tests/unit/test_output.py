@@ -1,7 +1,6 @@
 """Decoding into a file: a failure on either side is raised, ends the writer's thread and leaves no file."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -16,18 +15,22 @@ from turbort.output import decode
 WIDTH, HEIGHT, FRAMES = 128, 96, 8
 
 
-class Decoder:
-    """Pixels that were made before, one frame of noise for each latent frame, after `seconds` each."""
+PATIENCE = 60.0
+"""Seconds until a thread that does not come is given up; only a failing test waits so long."""
 
-    def __init__(self, seconds=0.0, fail=None):
+
+class Decoder:
+    """Pixels that were made before, one frame of noise for each latent frame; `before` is called ahead of each chunk."""
+
+    def __init__(self, before=lambda start: None, fail=None):
         self.pixels = torch.rand(1, 3, FRAMES, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        self.seconds, self.fail = seconds, fail
+        self.before, self.fail = before, fail
 
     def decode_stream(self, latents, *, chunk):
         for start in range(0, latents.shape[2], chunk):
             if self.fail is not None and start:
                 raise self.fail
-            time.sleep(self.seconds)
+            self.before(start)
             yield self.pixels[:, :, start : start + chunk]
 
 
@@ -43,7 +46,7 @@ def writers():
     """Threads that still write; one that has said that it is done gets a moment to go."""
     found = [thread for thread in threading.enumerate() if thread.name == "turbort-writer"]
     for thread in found:
-        thread.join(0.2)
+        thread.join(PATIENCE)
     return [thread for thread in found if thread.is_alive()]
 
 
@@ -85,10 +88,15 @@ def test_a_decoder_that_fails_after_its_first_chunk(tmp_path, fail):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_encoding_hides_behind_decoding(tmp_path, monkeypatch):
-    seconds = 0.04
-    write = "turbort.io.npy.NpyWriter._append"
-    monkeypatch.setattr(write, lambda self, frames: time.sleep(seconds * len(frames)))
-    started = time.perf_counter()
-    run(Decoder(seconds), tmp_path / "x.npy")
-    assert time.perf_counter() - started < 0.8 * 2 * FRAMES * seconds
+def test_each_chunk_is_encoded_while_the_next_one_is_decoded(tmp_path, monkeypatch):
+    """Neither goes on before the other has come; one after the other, they would never meet."""
+    both, written = threading.Barrier(2, timeout=PATIENCE), []
+
+    def append(self, frames):
+        if len(written) < FRAMES - 1:
+            both.wait()
+        written.append(frames)
+
+    monkeypatch.setattr("turbort.io.npy.NpyWriter._append", append)
+    run(Decoder(before=lambda start: start and both.wait()), tmp_path / "x.npy")
+    assert len(written) == FRAMES

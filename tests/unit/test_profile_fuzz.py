@@ -3,16 +3,17 @@
 from pathlib import Path
 
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from turbort.errors import InputError
 from turbort.profile import parse_profile
 from turbort.profile_schema import profile_schema
 
 SHIPPED = [path.read_text(encoding="utf-8") for path in sorted((Path(__file__).parents[2] / "profiles").glob("*.yaml"))]
 WORDS = sorted({*profile_schema()["properties"], "backend", "max", "min", "size", "mode", "kind", "linear", "overrides", "block"})
-QUICK = settings(max_examples=60, deadline=None, derandomize=True)
+QUICK = examples(60)
 
 scalars = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12) | st.sampled_from(["w8a8", "auto", "40GiB"])

@@ -6,9 +6,10 @@ import sys
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from turbort.errors import InputError
 from turbort.job import Job
 from turbort.models.spec import MODELS
@@ -16,7 +17,7 @@ from turbort.request import check_frames, check_job, check_size, grammar_warning
 
 WAN = MODELS["wan2.1-t2v-1.3b"]
 TINY = replace(MODELS["tiny"], sampler="rcm")
-QUICK = settings(max_examples=60, deadline=None, derandomize=True)
+QUICK = examples(60)
 
 
 def test_checking_imports_no_torch():

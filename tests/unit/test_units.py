@@ -1,9 +1,10 @@
 """Byte counts and bounds on them."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from turbort.units import LIMIT, Bound, exact_bytes, format_bytes, parse_bytes
 
 
@@ -20,7 +21,7 @@ def test_refused(text):
         parse_bytes(text)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@examples(100)
 @given(st.integers(1, 10**15 - 1))
 def test_exact_form_reads_back(count):
     assert parse_bytes(exact_bytes(count)) == count

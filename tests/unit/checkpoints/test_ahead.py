@@ -17,6 +17,8 @@ from turbort.quant.qtensor import QTensor
 SHAPES = dit_shapes(dim=16, ffn=24, layers=3, text=8)
 DEVICE = torch.device("xpu")  # read ahead for it, although nothing is ever put there
 CPU = torch.device("cpu")
+PATIENCE = 60.0
+"""Seconds until a thread that does not come is given up; only a failing test waits so long."""
 
 
 @pytest.mark.parametrize("device", [CPU, DEVICE])
@@ -55,12 +57,13 @@ def counted(entry, loads):
 def test_no_more_waits_than_allowed(monkeypatch):
     """With room for three weights, no fourth is read before the first has been taken."""
     monkeypatch.setattr(ahead, "HELD", 3 * 4 * 100)
-    started, gate = [], threading.Event()
+    started, reading, gate = [], threading.Semaphore(0), threading.Event()
 
     def entry(number):
         def read():
             started.append(number)
-            gate.wait(5)
+            reading.release()
+            gate.wait(PATIENCE)
             return torch.zeros(100)
 
         return f"w{number}", Entry((100,), torch.float32, read, (f"w{number}",))
@@ -69,10 +72,11 @@ def test_no_more_waits_than_allowed(monkeypatch):
     source = ahead.read_ahead((entry(number) for number in range(8)), DEVICE)
     thread = threading.Thread(target=lambda: taken.append(next(source)))
     thread.start()
-    thread.join(0.3)
+    assert all(reading.acquire(timeout=PATIENCE) for _ in range(3))
+    assert not reading.acquire(timeout=0.1)  # a fourth has a moment to show itself
     assert sorted(started) == [0, 1, 2]
     gate.set()
-    thread.join(5)
+    thread.join(PATIENCE)
     assert [name for name, _ in taken] == ["w0"]
     assert [name for name, _ in source] == [f"w{number}" for number in range(1, 8)]
 

@@ -6,17 +6,18 @@ import struct
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from tests.properties import examples
 from tests.unit.checkpoints.makers import dit_shapes, fill, lightx2v, turbodiffusion
 from turbort.checkpoints import open_checkpoint, stream
 from turbort.errors import CheckpointError
 
 SHAPES = dit_shapes(dim=8, ffn=12, layers=1, text=8)
 # One folder serves all examples of a test; each writes its file anew.
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = examples(60, one_folder=True)
 
 
 def pickled(tensors):

@@ -5,9 +5,10 @@ import struct
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from tests.unit.checkpoints.makers import dit_shapes, fill, is_quantised_linear
 from turbort.checkpoints import open_checkpoint, stream
 from turbort.errors import CheckpointError
@@ -103,7 +104,7 @@ def test_a_truncated_file_names_the_tensor(tmp_path):
         open_checkpoint(tmp_path / "w.gguf")
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.data())
 def test_damaged_headers_are_refused_or_read(tmp_path_factory, data):
     """Any byte of the header may be anything: the reader refuses or gives tensors, and never another exception."""

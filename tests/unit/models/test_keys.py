@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
-import time
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from time import process_time
 
 import pytest
 import torch
@@ -86,10 +86,11 @@ def test_umt5(published: dict[str, Keys]) -> None:
 
 
 def test_the_largest_model_builds_fast_on_meta_and_owns_no_memory() -> None:
-    begin = time.perf_counter()
+    """0.1 s of processor time; drawing 14 billion random weights would take minutes."""
+    begin = process_time()
     with torch.device("meta"):
         model = WanDit(MODELS["wan2.1-i2v-14b"].dit)
-    assert time.perf_counter() - begin < 5.0
+    assert process_time() - begin < 20
     assert all(parameter.is_meta for parameter in model.parameters())
     assert not list(model.buffers())
 

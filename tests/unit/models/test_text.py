@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
 from torch import Tensor
 
+from tests.properties import examples
 from turbort.errors import CheckpointError
 from turbort.models.clip import ClipConfig, ClipVision
 from turbort.models.config import DitConfig, TextConfig
@@ -47,7 +48,7 @@ def test_cleaning(text: str, expected: str) -> None:
     assert clean_prompt(text) == expected
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.text(max_size=60))
 def test_cleaned_text_is_one_line_and_stays_as_it_is(text: str) -> None:
     cleaned = clean_prompt(text)

@@ -6,10 +6,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.properties import examples
 from turbort.errors import InputError
 from turbort.models.config import VaeConfig
 from turbort.models.vae import build_vae
@@ -32,7 +33,7 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@settings(max_examples=4, deadline=None)
+@examples(4)
 @given(frames=st.integers(1, 6), chunk=st.integers(1, 4))
 @torch.no_grad()
 def test_decoding_in_chunks_is_decoding_whole(name: str, frames: int, chunk: int) -> None:

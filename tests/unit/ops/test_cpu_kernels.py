@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from turbort.errors import InputError
 from turbort.ops import cpu, linear, vae_upsample
 from turbort.ops.cpu import linear_float, linear_int8, pack_float, pack_int8
@@ -13,7 +14,7 @@ from turbort.ops.upsample_phases import vae_upsample as by_phases
 from turbort.quant import quantize
 from turbort.quant.cpuinfo import has_bf16, has_vnni
 
-few = settings(max_examples=15, deadline=None)
+few = examples(15)
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 300), st.integers(1, 40))
 vnni = pytest.mark.skipif(not has_vnni(), reason="this CPU has no int8 dot product")
 DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.skipif(not has_bf16(), reason="no bfloat16 here"))]

@@ -3,15 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from turbort.errors import InputError
 from turbort.ops import linear
 from turbort.ops.linear import linear_w4a8
 from turbort.quant import quantize
 
-few = settings(max_examples=15, deadline=None)
+few = examples(15)
 sizes = st.tuples(st.integers(1, 40), st.integers(1, 300), st.integers(1, 40))
 seeds = st.integers(0, 2**31)
 

@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from turbort.errors import InputError
 from turbort.ops import causal_conv3d, linear, patchify, unpatchify, vae_norm_silu, vae_upsample
 
@@ -22,7 +23,7 @@ def test_patchify_and_linear_are_a_strided_convolution(patch):
     torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(st.tuples(*[st.integers(1, 4)] * 3), st.sampled_from([(1, 2, 2), (2, 1, 3)]), st.integers(1, 5))
 def test_unpatchify_undoes_patchify_up_to_the_order_of_features(grid, patch, channels):
     size = [g * p for g, p in zip(grid, patch, strict=True)]

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from turbort.errors import InputError
 from turbort.ops import qk_norm_rope, rms_norm
 from turbort.ops.rope import rotate
 
-few = settings(max_examples=20, deadline=None)
+few = examples(20)
 
 
 def draw(*shape, seed=0):

@@ -4,15 +4,16 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from turbort.errors import InputError
 from turbort.ops import attention, block_map, sla_attention
 from turbort.ops.block_map import chosen_blocks, pooled_scores, tree_sum
 from turbort.ops.sla import linear_branch, sparse_attention
 
-few = settings(max_examples=20, deadline=None)
+few = examples(20)
 D = 16
 
 

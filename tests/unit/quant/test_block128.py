@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from turbort.quant import dequantize, quantize
 
 
@@ -24,7 +25,7 @@ def by_loop(x):
     return values.reshape(x.shape), scales
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.integers(1, 3), st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**31))
 def test_matches_a_loop_over_blocks(batch, rows, cols, seed):
     x = torch.randn(batch, rows, cols, generator=torch.Generator().manual_seed(seed))

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from turbort.quant import intmm
 from turbort.quant.intmm import chunked_int_matmul, int_matmul
 
@@ -16,7 +17,7 @@ def exact(a, b):
 
 
 @pytest.mark.parametrize("product", PATHS)
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(st.integers(1, 40), st.integers(1, 2100), st.integers(1, 40), st.integers(0, 2**31))
 def test_matches_int64(product, m, k, n, seed):
     generator = torch.Generator().manual_seed(seed)

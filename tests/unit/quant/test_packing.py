@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from turbort.errors import InputError
 from turbort.quant import block_mask, block_sparsify, quantize
 from turbort.quant.bsq import compact, expand, from_tiles, to_tiles
 from turbort.quant.int4 import pack_nibbles, unpack_nibbles
 
-few = settings(max_examples=25, deadline=None)
+few = examples(25)
 seeds = st.integers(0, 2**31)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.properties import examples
 from turbort.errors import InputError
 from turbort.ops import linear
 from turbort.quant.schemes import TIME_SCHEMES, quantize, quantize_time
@@ -22,7 +23,7 @@ def drawn(batch: int, frames: int, places: int, width: int, seed: int = 0) -> to
 sizes = st.tuples(st.integers(1, 2), st.integers(1, 6), st.integers(1, 5), st.integers(1, 40))
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(size=sizes, seed=st.integers(0, 1000), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_int8_rounds_to_the_nearest_code_of_the_shared_scale(size: tuple[int, ...], seed: int, dtype: torch.dtype) -> None:
     batch, frames, places, width = size

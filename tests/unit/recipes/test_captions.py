@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.tiny_shapes.captions import (
@@ -34,6 +34,7 @@ from recipes.tiny_shapes.scene import (
     sample_scene,
 )
 from recipes.tiny_shapes.tokenizer import MAX_TOKENS, build_tokenizer, save_tokenizer
+from tests.properties import examples
 
 PATTERN = re.compile(grammar_pattern())
 
@@ -61,7 +62,7 @@ def test_canonical_captions_read_as_plain_english() -> None:
 
 
 @given(scenes(), st.integers(0, 2**32 - 1))
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_parse_inverts_every_paraphrase(scene: Scene, seed: int) -> None:
     text = caption(scene, np.random.default_rng(seed))
     assert parse(text) == scene
@@ -119,7 +120,7 @@ _CLAUSE = st.tuples(
 
 
 @given(_CLAUSE, st.sampled_from([*JOINS, ", and", ",while", "or", ""]), st.one_of(st.just(""), _CLAUSE))
-@settings(max_examples=500, deadline=None)
+@examples(500)
 def test_pattern_and_parser_accept_the_same_texts(first: str, join: str, second: str) -> None:
     text = f"{first} {join} {second}" if second else first
     assert _matches(text) == (parse(text) is not None)

@@ -37,7 +37,7 @@ static uint64_t setting(const char *name, uint64_t otherwise) {
 
 static HcclResult meet(comm_t *c) {
     uint32_t round = atomic_load(&c->shared->round);
-    time_t end = time(NULL) + (time_t)setting("FAKE_HCCL_TIMEOUT", 60);
+    time_t end = time(NULL) + (time_t)setting("FAKE_HCCL_TIMEOUT", 180);
     if (atomic_fetch_add(&c->shared->arrived, 1) + 1 == c->size) {
         atomic_store(&c->shared->arrived, 0);
         atomic_fetch_add(&c->shared->round, 1);
