@@ -37,6 +37,9 @@ PROMPT = ("--prompt", "a red circle moves right")
         ((*PROMPT, "-o", "absent/out.mp4"), "the folder"),
         ((*PROMPT, "-o", "out.avi"), "unknown video format '.avi'"),
         ((*PROMPT, "-o", "out"), "unknown video format"),
+        ((*PROMPT, "-o", "."), "--out . names no file"),
+        ((*PROMPT, "-o", "out.gif", "--report", "./out.gif"), "--report and video out.gif are both"),
+        ((*PROMPT, "-o", "out.gif", "--record-policy", "out.report.json"), "--record-policy and --report are both"),
         ((*PROMPT, "--report", "absent/r.json"), "the folder"),
         ((*PROMPT, "--weights", "."), "the files of tiny are not in"),
     ],
@@ -49,6 +52,15 @@ def test_run(cli, tmp_path, args, words):
     assert "Traceback" not in ended.err
     assert ended.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_overwrites_no_file_that_it_reads(cli, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle moves right\n")
+    ended = cli("run", "--prompts", prompts, "--report", prompts, "--frames", "1")
+    assert ended.code == 2
+    assert "--report and --prompts are both" in ended.err
+    assert prompts.read_text() == "a red circle moves right\n"
 
 
 @pytest.mark.parametrize(

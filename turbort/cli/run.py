@@ -157,7 +157,7 @@ def prepare(
     """Check every option: first what needs no device, then the device, then the model's files."""
     from turbort.cli.choose import choose, find_loras, find_model
     from turbort.cli.memory_table import parse_budget, within
-    from turbort.cli.order import by_shape, check_replay, jobs_of
+    from turbort.cli.order import by_shape, check_apart, check_replay, jobs_of
     from turbort.cli.plan import with_sampler
     from turbort.models.files import as_trained, locate
     from turbort.plan import Plan
@@ -169,6 +169,7 @@ def prepare(
         model, profile, on = model or saved.header["model"], profile or saved.header["profile"], on or saved.header["backend"]
     spec = with_sampler(find_model(model or "tiny", Registry()), sampler)
     jobs = jobs_of(asked, spec)
+    check_apart(asked, jobs, {"--record-policy": extra.record_policy}, {"--plan": plan_file, "--policy": extra.policy})
     budget = parse_budget(extra.budget)
     choice = within(choose(profile, on), budget)
     if plan_file is not None and (plan_file / "manifest.json").is_file():
