@@ -1,7 +1,6 @@
 """Bad input ends in one clear sentence with a fix, the right exit code, no traceback, and no file."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -130,7 +129,7 @@ def test_an_output_folder_that_may_not_be_written(cli, tmp_path, monkeypatch):
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", denied)
+    monkeypatch.setattr("turbort.io.atomic.tempfile.TemporaryFile", denied)
     ended = cli("run", *PROMPT)
     assert ended.code == 2
     assert "Permission denied" in ended.err
