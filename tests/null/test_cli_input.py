@@ -41,6 +41,8 @@ PROMPT = ("--prompt", "a red circle moves right")
         ((*PROMPT, "-o", "out.gif", "--record-policy", "out.report.json"), "--record-policy and --report are both"),
         ((*PROMPT, "--report", "absent/r.json"), "the folder"),
         ((*PROMPT, "--weights", "."), "the files of tiny are not in"),
+        ((*PROMPT, "--lora", "absent.safetensors", "--dry-run"), "--lora absent.safetensors: no such file"),
+        ((*PROMPT, "--lora", "high=absent.safetensors"), "unknown expert 'high' of tiny"),
     ],
 )
 def test_run(cli, tmp_path, args, words):

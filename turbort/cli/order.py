@@ -100,7 +100,7 @@ def check_apart(asked: Asked, jobs: Sequence[Job], written: Mapping[str, Path | 
             continue
         key = os.path.realpath(path)
         if key in taken:
-            raise InputError(f"{name} and {taken[key]} are both {path}, which would be overwritten", fix="give one of them another name")
+            raise InputError(f"{name} and {taken[key]} are both {path}", fix="give one of them another name")
         taken[key] = name
 
 
