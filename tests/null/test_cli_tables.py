@@ -175,3 +175,15 @@ class TestCheck:
         assert ended.code == 1
         assert "nmse 1 exceeds 1e-10" in ended.out
         assert "fail" in ended.err
+
+
+def test_a_narrow_terminal_goes_without_columns_and_says_so(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = cli("plan", "--profile", "h100", "--on", "cpu", *SMALL)
+    assert "not shown in 80 columns: " in narrow.err
+    assert "emits" not in narrow.out
+    assert "precision" in narrow.out
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = cli("plan", "--profile", "h100", "--on", "cpu", *SMALL)
+    assert "not shown" not in wide.err
+    assert "emits" in wide.out
