@@ -84,7 +84,8 @@ def test_usage(cli, args, words):
     [
         (("plan", "--size", "30x30"), "not a multiple of 16"),
         (("plan", "--frames", "2"), "not 4k+1"),
-        (("plan", "--batch", "0", "--on", "null"), "batch 0 is not positive"),
+        (("plan", "--batch", "0", "--on", "null"), "batch 0 is not from 1 to 64"),
+        (("plan", "--batch", "1000000", "--on", "null"), "batch 1000000 is not from 1 to 64"),
         (("plan", "--on", "null", "-o", "absent/plan.yaml"), "the folder"),
         (("plan", "diff", "a", "b"), "cannot read plan a"),
         (("profiles", "show", "h1000"), "did you mean 'h100'"),
