@@ -1,5 +1,6 @@
 """Commands that show things: tables for people, JSON for programs, and a quick start."""
 
+import io
 import json
 import os
 import resource
@@ -187,3 +188,21 @@ def test_a_narrow_terminal_goes_without_columns_and_says_so(cli, monkeypatch):
     wide = cli("plan", "--profile", "h100", "--on", "cpu", *SMALL)
     assert "not shown" not in wide.err
     assert "emits" in wide.out
+
+
+def test_a_console_that_lacks_a_sign_ends_no_command():
+    poor = {**os.environ, "PYTHONIOENCODING": "latin-1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "turbort", "check", "null", "--op", "gelu_quant"]
+    ended = subprocess.run(command, env=poor, capture_output=True, text=True, encoding="latin-1", check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "? 11" in ended.stdout
+
+
+def test_json_loses_nothing_on_a_console_that_lacks_a_sign(monkeypatch):
+    from turbort.cli import ui
+
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1", errors="replace"))
+    ui.emit_json({"prompt": "漢字 → é"})
+    sys.stdout.flush()
+    assert json.loads(raw.getvalue()) == {"prompt": "漢字 → é"}

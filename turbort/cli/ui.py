@@ -46,8 +46,9 @@ def result(text: str) -> None:
 
 
 def emit_json(data: Any) -> None:
-    """A result as JSON on stdout."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    """A result as JSON on stdout; escaped where the encoding of stdout may lack a character."""
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=not unicode, default=str))
 
 
 def interactive() -> bool:
