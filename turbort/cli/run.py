@@ -123,7 +123,6 @@ class Work:
     jobs: list[Job]
     weights: Path | None
     plan: Plan | None
-    on: str | None = None
     loras: tuple[Lora, ...] = ()
     budget: int | None = None
     prompt_cache: bool = True
@@ -183,7 +182,7 @@ def prepare(
     loras = find_loras(extra.loras, spec)
     policy = policies.read(extra.policy, extra.record_policy, by_shape(jobs, spec))
     more = extra.prompt_cache, policy, extra.record_policy, extra.profile_ops
-    return Work(asked, spec, choice, jobs, weights, saved, on, loras, budget, *more)
+    return Work(asked, spec, choice, jobs, weights, saved, loras, budget, *more)
 
 
 def _use_compiled(folder: Path, choice: Choice) -> None:
@@ -268,13 +267,12 @@ def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result],
     if not quiet and (work.spec.root is None or work.budget is not None):
         memory_table(memory, work.spec, stderr=True)
     with Display(quiet=quiet, jobs=len(jobs), on_written=written) as display:
-        on = work.on or work.choice.target.backend
         opened = Session.open(
             work.spec,
             work.choice.profile,
             registry=work.choice.registry,
             plan=plan,
-            on=on,
+            on=work.choice.target,
             jobs=jobs,
             root=work.weights,
             on_event=display,
@@ -283,7 +281,7 @@ def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result],
         )
         with opened as session:
             made = session.generate(jobs, display)
-            policies.write(session, work.record_policy)
+            policies.write(session, work.record_policy, quiet=quiet)
             if work.profile_ops:
                 overhead.write(session, work.asked.report_path, quiet=quiet)
             return made, session.report()
