@@ -59,9 +59,14 @@ def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str], *, fix: str | None = None) -> InputError:
-    """An InputError for a name that does not exist: nearest names first, then the whole list."""
+    """An InputError for a name that does not exist: nearest names first, then the whole list.
+
+    `kind` is one noun (`model`), which may say of what (`sampler of tiny`).
+    """
     names = sorted(allowed)
     close = nearest(name, names)
     hint = f"did you mean {' or '.join(repr(n) for n in close)}?" if close else None
-    listing = f"known {kind}s: {', '.join(names) if names else '(none)'}"
-    return InputError(f"unknown {kind} {name!r}", tried=[line for line in (hint, listing) if line], fix=fix)
+    noun, of, owner = kind.partition(" of ")
+    listing = f"known {noun}s{of}{owner}: {', '.join(names) if names else '(none)'}"
+    fix = fix or (f"give {' or '.join(names[:2]) if len(names) < 3 else 'one of these names'}" if names else None)
+    return InputError(f"unknown {noun} {name!r}{of}{owner}", tried=[line for line in (hint, listing) if line], fix=fix)

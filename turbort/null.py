@@ -1,7 +1,7 @@
-"""The null backend: plans and "runs" anything without arithmetic, for tests, sizing and dry runs.
+"""The null backend: plans anything and computes nothing, for tests, sizing and dry runs.
 
-It accepts every op at every precision, so a plan for any profile and model size can be made on a laptop.
-"Running" returns tensors of the right shape on torch's meta device: no values, no memory.
+It accepts every op at every precision, so a plan for any profile and model size can be made on a laptop. A kernel's
+call returns tensors of the right shape on torch's meta device: no values, no memory. A session refuses it.
 """
 
 from __future__ import annotations

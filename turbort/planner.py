@@ -14,6 +14,7 @@ from turbort.layouts import ROW, conversions, settle
 from turbort.plan import Choice, Plan
 from turbort.policy import Evidence, judge
 from turbort.precision import PRECISIONS
+from turbort.profile_fields import MAX_BATCH
 from turbort.stand_in import steps_up
 from turbort.target import FALLBACK_BACKEND, Target, find_target
 from turbort.time_scales import Sharing
@@ -228,8 +229,8 @@ def recorded(
     """The call sites of a model at one size under a profile, each with its distinct calls."""
     from turbort.models.sites import record_model
 
-    if batch < 1:
-        raise InputError(f"batch {batch} is not positive", fix="give a batch of 1 or more")
+    if not 1 <= batch <= MAX_BATCH:
+        raise InputError(f"batch {batch} is not from 1 to {MAX_BATCH}", fix=f"use --batch {min(max(batch, 1), MAX_BATCH)}")
     return record_model(
         spec,
         attention=profile.attention,

@@ -53,9 +53,9 @@ class Entry:
 def load_profile(name: str | Path, extra: Iterable[Path] = (), *, precisions: Mapping[str, Precision] = PRECISIONS) -> Profile:
     """The profile of that name, path, or bare file name (`ascend910`, `my/h100.yaml`, `ascend910.yaml`).
 
-    A name is looked up in the working directory, then `$TURBORT_PROFILES`, then the profiles that come with
-    turbort, then `extra` (files or folders that plugins bring). `precisions` is the table that names are
-    checked against. Raises InputError with file and line, or with the nearest names.
+    A name is looked up in the working directory, where a saved plan does not count, then `$TURBORT_PROFILES`, then
+    the profiles that come with turbort, then `extra` (files or folders that plugins bring). `precisions` is the
+    table that names are checked against. Raises InputError with file and line, or with the nearest names.
     """
     return _read(find_profile(str(name), extra), tuple(extra), precisions)
 
@@ -66,9 +66,12 @@ def find_profile(name: str, extra: Iterable[Path] = ()) -> Path:
     if any(separator in name for separator in (os.sep, os.altsep) if separator):
         if given.is_file():
             return given
-        raise InputError(f"profile {name}: no such file", fix="give an existing file, or a name from `turbort profiles list`")
+        what = "a folder" if given.is_dir() else "no such file"
+        raise InputError(f"profile {name}: {what}", fix="give an existing file, or a name from `turbort profiles list`")
     stem = given.stem if given.suffix in SUFFIXES else name
     here = [Path(f"{stem}{suffix}") for suffix in SUFFIXES]
+    if stem == name:  # `turbort plan -o cpu.yaml` must not hide the profile `cpu`
+        here = [path for path in here if not _is_plan(path)]
     for path in (*here, *(file for _, file in _files(extra) if file.stem == stem)):
         if path.is_file():
             return path
@@ -148,11 +151,22 @@ def _plain(device: Device) -> Profile:
 
 
 def _read(path: Path, extra: tuple[Path, ...], precisions: Mapping[str, Precision]) -> Profile:
+    if _is_plan(path):
+        raise InputError(f"{path} is a plan, not a profile", fix=f"replay it with `turbort run --plan {path}`, or name a profile")
     document = read_file(path)
     parent = document.data.pop("extends", None)
     if parent is not None:
         document = merge(_parent(parent, path, document, extra), document)
     return _validate(document, path, precisions)
+
+
+def _is_plan(path: Path) -> bool:
+    """Whether a file is a plan of `turbort plan -o`, which begins with `plan:`."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(5) == b"plan:"
+    except OSError:
+        return False
 
 
 def _parent(name: object, path: Path, document: Document, extra: tuple[Path, ...]) -> Document:
@@ -161,7 +175,7 @@ def _parent(name: object, path: Path, document: Document, extra: tuple[Path, ...
     if not isinstance(name, str):
         raise InputError(f"{where}: extends: {name!r} is not the name of a profile", fix="write extends: h100")
     beside = [path.parent / name, *(path.parent / f"{name}{suffix}" for suffix in SUFFIXES)]
-    file = next((item for item in beside if item.is_file() and not item.samefile(path)), None)
+    file = next((item for item in beside if item.is_file() and not item.samefile(path) and not _is_plan(item)), None)
     try:
         file = file or find_profile(name, extra)
     except InputError as error:

@@ -142,4 +142,5 @@ Scales = Annotated[
 Capture = Annotated[bool | str, BeforeValidator(_capture), Schema({"enum": ["auto", True, False]})]
 Share = Annotated[float, Field(ge=0, le=1)]
 Edge = Annotated[int, Field(ge=16, le=1024, multiple_of=16)]
-Count = Annotated[int, Field(ge=1, le=64)]
+MAX_BATCH = 64
+Count = Annotated[int, Field(ge=1, le=MAX_BATCH)]

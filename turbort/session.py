@@ -31,6 +31,7 @@ from turbort.planner import DTYPES, find_target
 from turbort.profile import Profile
 from turbort.registry import Registry
 from turbort.report import receipt
+from turbort.target import Target, with_values
 
 
 class Session(Held):
@@ -48,7 +49,7 @@ class Session(Held):
         *,
         registry: Registry | None = None,
         plan: Plan | None = None,
-        on: str | None = None,
+        on: str | Target | None = None,
         jobs: Sequence[Job] = (),
         root: Path | None = None,
         on_event: OnEvent = silent,
@@ -61,6 +62,7 @@ class Session(Held):
     ) -> Session:
         """Plan (unless `plan` is given), check that all files are there, and load the weights.
 
+        `on` names a backend and perhaps the number of its device (`cuda:1`), or is the target itself.
         `jobs` tell the planner the size and the batch; `root` is the folder of the model's files (default: where
         `spec` says). `memory_budget` in bytes simulates a smaller device; `loras` are added to the transformer's weights;
         `cache` keeps prompts' embeddings on disk; `memory` is the residency to use (default: the fastest that fits);
@@ -68,7 +70,8 @@ class Session(Held):
         Raises UnavailableError, NoKernelError, PlanError or InputError before any video is begun.
         """
         registry = registry or Registry()
-        target = find_target(profile, registry, on or (plan.header["backend"] if plan else None))
+        asked = on or (plan.header["backend"] if plan else None)
+        target = with_values(asked if isinstance(asked, Target) else find_target(profile, registry, asked))
         budget = budget_of(target.device, profile, memory_budget)
         profile = tiered(profile, budget)
         first = (jobs[0] if jobs else Job("")).resolved(spec)

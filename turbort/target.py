@@ -43,6 +43,14 @@ def find_target(profile: Profile, registry: Registry, on: str | None = None, *, 
         return Target(described.backend, described)
 
 
+def with_values(target: Target) -> Target:
+    """The same target; InputError for a device that has shapes and no values, on which nothing can be made."""
+    if target.device.torch_name == "meta":
+        fix = f"run with `--on cpu`, or see the plan with `turbort plan --on {target.backend}`"
+        raise InputError(f"backend {target.backend} computes nothing", fix=fix)
+    return target
+
+
 def _present_target(profile: Profile, registry: Registry, on: str | None) -> Target:
     wanted = profile.target.backend
     asked, _, index = (on or wanted).partition(":")

@@ -36,8 +36,13 @@ PROMPT = ("--prompt", "a red circle moves right")
         ((*PROMPT, "-o", "absent/out.mp4"), "the folder"),
         ((*PROMPT, "-o", "out.avi"), "unknown video format '.avi'"),
         ((*PROMPT, "-o", "out"), "unknown video format"),
+        ((*PROMPT, "-o", "."), "--out . names no file"),
+        ((*PROMPT, "-o", "out.gif", "--report", "./out.gif"), "--report and video out.gif are both"),
+        ((*PROMPT, "-o", "out.gif", "--record-policy", "out.report.json"), "--record-policy and --report are both"),
         ((*PROMPT, "--report", "absent/r.json"), "the folder"),
         ((*PROMPT, "--weights", "."), "the files of tiny are not in"),
+        ((*PROMPT, "--lora", "absent.safetensors", "--dry-run"), "--lora absent.safetensors: no such file"),
+        ((*PROMPT, "--lora", "high=absent.safetensors"), "unknown expert 'high' of tiny"),
     ],
 )
 def test_run(cli, tmp_path, args, words):
@@ -48,6 +53,15 @@ def test_run(cli, tmp_path, args, words):
     assert "Traceback" not in ended.err
     assert ended.out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_overwrites_no_file_that_it_reads(cli, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle moves right\n")
+    ended = cli("run", "--prompts", prompts, "--report", prompts, "--frames", "1")
+    assert ended.code == 2
+    assert "--report and --prompts are both" in ended.err
+    assert prompts.read_text() == "a red circle moves right\n"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +84,8 @@ def test_usage(cli, args, words):
     [
         (("plan", "--size", "30x30"), "not a multiple of 16"),
         (("plan", "--frames", "2"), "not 4k+1"),
-        (("plan", "--batch", "0", "--on", "null"), "batch 0 is not positive"),
+        (("plan", "--batch", "0", "--on", "null"), "batch 0 is not from 1 to 64"),
+        (("plan", "--batch", "1000000", "--on", "null"), "batch 1000000 is not from 1 to 64"),
         (("plan", "--on", "null", "-o", "absent/plan.yaml"), "the folder"),
         (("plan", "diff", "a", "b"), "cannot read plan a"),
         (("profiles", "show", "h1000"), "did you mean 'h100'"),

@@ -228,7 +228,7 @@ class TestReplay:
         assert ended.code == 0, ended.err
         (opened,) = engine.opened
         assert opened["plan"].header["profile"] == "h100"
-        assert opened["on"] == "reference"
+        assert opened["on"].backend == "reference"
 
     @pytest.mark.parametrize(
         ("args", "words"),
@@ -259,3 +259,19 @@ def test_progress_is_live_where_a_person_watches(run, monkeypatch):
     text = run("--prompts", "p.txt").err
     assert "sampling video 1 of 3" in text
     assert "1GiB" in text
+
+
+@pytest.mark.parametrize("command", [("run", "-p", "a red circle moves right"), ("calibrate", "--prompts", "prompts.txt")])
+def test_a_device_without_values_makes_no_video(cli, tmp_path, command):
+    (tmp_path / "prompts.txt").write_text("a red circle moves right\n")
+    ended = cli(*command, "--on", "null", "--frames", "1")
+    assert ended.code == 2
+    assert "backend null computes nothing" in ended.err
+    assert "fix: " in ended.err
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.txt"]
+
+
+def test_quiet_says_nothing(cli):
+    what = ("-p", "a red circle moves right", "--frames", "1", "--steps", "1", "-o", "out.gif")
+    ended = cli("run", *what, "--record-policy", "policy.yaml", "--quiet")
+    assert (ended.code, ended.out, ended.err) == (0, "out.gif\n", "")

@@ -1,5 +1,6 @@
 """Commands that show things: tables for people, JSON for programs, and a quick start."""
 
+import io
 import json
 import os
 import resource
@@ -179,3 +180,33 @@ class TestCheck:
         assert ended.code == 1
         assert "nmse 1 exceeds 1e-10" in ended.out
         assert "fail" in ended.err
+
+
+def test_a_narrow_terminal_goes_without_columns_and_says_so(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = cli("plan", "--profile", "h100", "--on", "cpu", *SMALL)
+    assert "not shown in 80 columns: " in narrow.err
+    assert "emits" not in narrow.out
+    assert "precision" in narrow.out
+    monkeypatch.setenv("COLUMNS", "200")
+    wide = cli("plan", "--profile", "h100", "--on", "cpu", *SMALL)
+    assert "not shown" not in wide.err
+    assert "emits" in wide.out
+
+
+def test_a_console_that_lacks_a_sign_ends_no_command():
+    poor = {**os.environ, "PYTHONIOENCODING": "latin-1", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "turbort", "check", "null", "--op", "gelu_quant"]
+    ended = subprocess.run(command, env=poor, capture_output=True, text=True, encoding="latin-1", check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "? 11" in ended.stdout
+
+
+def test_json_loses_nothing_on_a_console_that_lacks_a_sign(monkeypatch):
+    from turbort.cli import ui
+
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1", errors="replace"))
+    ui.emit_json({"prompt": "漢字 → é"})
+    sys.stdout.flush()
+    assert json.loads(raw.getvalue()) == {"prompt": "漢字 → é"}

@@ -58,4 +58,12 @@ def test_quantize_then_inspect(cli, file, tmp_path):
 def test_mistakes_end_with_2(cli, file):
     assert cli("inspect", "none.safetensors").code == 2
     assert cli("quantize", file, "x.pth").code == 2
-    assert cli("quantize", file, "x.safetensors", "--precision", "w9").code == 2
+    ended = cli("quantize", file, "x.safetensors", "--precision", "w9")
+    assert ended.code == 2
+    assert "known precisions: fp8, w4a8" in ended.err
+    assert "fix: " in ended.err
+    ended = cli("prune", file, "x.safetensors", "--density", "2")
+    assert ended.code == 2
+    assert "density 2.0 is not above 0" in ended.err
+    assert "tile" not in ended.err.splitlines()[0]
+    assert "fix: " in ended.err

@@ -169,6 +169,17 @@ class TestSearch:
         (environment / "mine.yaml").unlink()
         assert find_profile("mine", [plugin]) == plugin / "mine.yaml"
 
+    def test_a_saved_plan_hides_no_profile(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        plan = write(tmp_path / "h100.yaml", "plan: 1\nmodel: tiny\nsites: {}\n")
+        child = write(tmp_path / "child.yaml", "schema: 1\nname: child\nextends: h100\n")
+        assert load_profile("h100").target.backend == "cuda"
+        assert load_profile(child).target.backend == "cuda"
+        for given in ("h100.yaml", str(plan)):
+            with pytest.raises(InputError, match="is a plan, not a profile") as caught:
+                load_profile(given)
+            assert "--plan" in (caught.value.fix or "")
+
     def test_a_path_is_taken_as_it_is(self, tmp_path):
         assert find_profile(str(write(tmp_path / "odd.name", BASE))) == tmp_path / "odd.name"
         with pytest.raises(InputError, match="no such file"):

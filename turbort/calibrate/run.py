@@ -28,10 +28,11 @@ from turbort.models.sampler import Step
 from turbort.models.signal import difference, measure
 from turbort.models.spec import ModelSpec
 from turbort.plan import Plan
-from turbort.planner import DTYPES, Target
+from turbort.planner import DTYPES
 from turbort.profile import Profile
 from turbort.registry import Registry
 from turbort.session import Session
+from turbort.target import Target, with_values
 
 LINKS = ("w8a8", "w4a8")
 """Precisions at which whole videos are made, to tie predicted errors to pixels."""
@@ -72,7 +73,8 @@ def calibrate(
         raise InputError("the prompts ask for several sizes or step counts", fix="calibrate one shape at a time, then --merge")
     if any(job.image is not None for job in resolved) or subject.spec.task == "i2v":
         raise InputError(f"calibration starts from text alone, {subject.spec.name} from pictures", fix="choose a t2v model")
-    spec, profile, device = subject.spec, subject.profile, torch.device(subject.target.device.torch_name)
+    device = torch.device(with_values(subject.target).device.torch_name)
+    spec, profile = subject.spec, subject.profile
     files = locate(spec, subject.root)
     compute = getattr(torch, DTYPES[profile.precision.compute])
     embedder = Embedder(spec, files, device=device, dtype=compute, cache=subject.cache)
@@ -164,7 +166,7 @@ def _videos(subject: Subject, linear: str, jobs: Sequence[Job], on_event: OnEven
     profile = subject.profile.model_copy(update={"precision": changed, "fallback": "allow"})
     plain = [replace(job, out=None) for job in jobs]
     with Session.open(
-        subject.spec, profile, registry=subject.registry, on=subject.target.backend, jobs=plain, root=subject.root,
+        subject.spec, profile, registry=subject.registry, on=subject.target, jobs=plain, root=subject.root,
         cache=subject.cache,
     ) as session:  # fmt: skip
         for job in plain:

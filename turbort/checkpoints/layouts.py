@@ -52,9 +52,9 @@ class Layout:
 def layout(dialect: str, precision: str) -> Layout:
     """InputError for a dialect or precision that is not written, or a pair that does not exist."""
     if precision not in WRITTEN:
-        raise unknown("precision to quantise to", precision, WRITTEN)
+        raise unknown("precision", precision, WRITTEN)
     if dialect not in DIALECTS:
-        raise unknown("dialect to write", dialect, DIALECTS)
+        raise unknown("dialect", dialect, DIALECTS)
     made = DIALECTS[dialect](precision)
     if made is None:
         fits = [name for name, maker in DIALECTS.items() if maker(precision) is not None]

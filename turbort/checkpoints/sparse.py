@@ -51,8 +51,10 @@ def prune(
     """
     if precision not in bsq_file.BITS:
         raise unknown("block-sparse precision", precision, bsq_file.BITS)
-    if tile not in TILES or not 0.0 < density <= 1.0:
-        raise InputError(f"tile {tile} and density {density} do not go", tried=["tile: 4 or 8", "density: above 0, up to 1"])
+    if tile not in TILES:
+        raise InputError(f"tile {tile} is not {' or '.join(map(str, TILES))}", fix="use --tile 8")
+    if not 0.0 < density <= 1.0:
+        raise InputError(f"density {density} is not above 0 and at most 1", fix="use --density 0.5 to keep half of the tiles")
     path = resolve_target(target)
     if path.suffix != ".safetensors":
         raise InputError(

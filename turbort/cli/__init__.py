@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -82,4 +84,8 @@ def turbort() -> None:
 
 def main() -> None:
     """Entry point of the `turbort` program."""
+    for stream in (sys.stdout, sys.stderr):
+        # Tables have signs (✓, →) that a console of Latin-1 or of Windows lacks: better a `?` than the end of the program.
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     app()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from turbort.errors import TurbortError, UnavailableError
+from turbort.errors import InputError, TurbortError, UnavailableError, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,9 +111,7 @@ def _with_hint(error: TurbortError, profile: Profile, on: str | None, more: list
 
 
 def find_loras(texts: Sequence[str], spec: ModelSpec) -> tuple[Lora, ...]:
-    """The LoRAs of `--lora`; InputError for one that is meant for an expert which the model lacks."""
-    from turbort.errors import unknown
-
+    """The LoRAs of `--lora`; InputError for a file that is absent, or an expert that the model lacks."""
     if not texts:
         return ()
     from turbort.checkpoints.lora import parse_lora
@@ -121,5 +119,8 @@ def find_loras(texts: Sequence[str], spec: ModelSpec) -> tuple[Lora, ...]:
     found = tuple(map(parse_lora, texts))
     for lora in found:
         if lora.expert is not None and lora.expert not in spec.experts:
-            raise unknown(f"expert of {spec.name}", lora.expert, spec.experts)
+            alone = None if spec.experts else f"leave out {lora.expert}=: {spec.name} has one transformer"
+            raise unknown(f"expert of {spec.name}", lora.expert, spec.experts, fix=alone)
+        if not lora.path.exists():
+            raise InputError(f"--lora {lora.path}: no such file or folder", fix="check the path; a strength follows as FILE:0.8")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +53,8 @@ def jobs_of(asked: Asked, spec: ModelSpec) -> list[Job]:
     from turbort.job import Job
     from turbort.request import check_job, parse_size, read_prompts
 
+    if not asked.out.name:
+        raise InputError(f"--out {asked.out} names no file", fix="give a file name, such as --out out.mp4")
     if (asked.prompt is None) == (asked.prompts is None):
         both = asked.prompt is not None
         raise InputError(
@@ -80,6 +83,25 @@ def jobs_of(asked: Asked, spec: ModelSpec) -> list[Job]:
         jobs = number_outputs(read_prompts(asked.prompts, base, spec), asked.out)
     check_outputs(jobs, spec, [asked.report_path, *([asked.ledger_path] if asked.prompts else [])])
     return jobs
+
+
+def check_apart(asked: Asked, jobs: Sequence[Job], written: Mapping[str, Path | None], read: Mapping[str, Path | None]) -> None:
+    """InputError for a file that would be written twice, or over one that the run reads.
+
+    `written` and `read` are files by option, besides those of `asked` and `jobs`.
+    """
+    images = [job.image for job in jobs if job.image is not None]
+    inputs = {"--prompts": asked.prompts, **read, **{f"image {path}": path for path in images}}
+    taken = {os.path.realpath(path): name for name, path in inputs.items() if path is not None}
+    outputs: list[tuple[str, Path | None]] = [(f"video {job.out}", job.out) for job in jobs]
+    outputs += [("--report", asked.report_path), ("the list of finished jobs", asked.ledger_path if asked.prompts else None)]
+    for name, path in [*outputs, *written.items()]:
+        if path is None:
+            continue
+        key = os.path.realpath(path)
+        if key in taken:
+            raise InputError(f"{name} and {taken[key]} are both {path}", fix="give one of them another name")
+        taken[key] = name
 
 
 def by_shape(jobs: Sequence[Job], spec: ModelSpec) -> list[list[Job]]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from turbort.plan import Plan
 
 COLUMNS = ("stage", "op", "role", "precision", "kernel", "sites", "emits", "layout", "converts", "note")
+SPARE = ("converts", "layout", "emits")  # what a narrow terminal goes without; a note may say `fallback` and stays
 STAGES = {"text": 0, "dit": 1, "vae": 2}
 # Roles that a reader can take together: the parts of one attention, the two halves of a feed-forward.
 _FAMILIES = {
@@ -63,15 +64,16 @@ def plan_table(plan: Plan, *, sites: bool = False, stderr: bool = False) -> None
         ui.say(note, "warn")
     measured = remarks(plan)
     if not sites:
-        ui.table(_once_per_stage(grouped(plan, measured)), COLUMNS, title=heading, styles=_style, stderr=stderr)
+        rows = _once_per_stage(grouped(plan, measured))
+        ui.table(rows, COLUMNS, title=heading, styles=_style, stderr=stderr, spare=SPARE)
         _say_levels(plan)
         return
-    rows = [
+    each = [
         {**row, "shapes": " ".join(row.get("shapes", ())), "emits": row.get("emit"), "note": _why(row, measured)}
         for row in plan.rows()
     ]
     columns = ("path", "op", "precision", "kernel", "shapes", "emits", "layout", "converts", "note")
-    ui.table(rows, columns, title=heading, styles=_style, stderr=stderr)
+    ui.table(each, columns, title=heading, styles=_style, stderr=stderr, spare=("shapes", *SPARE))
     _say_levels(plan)
 
 

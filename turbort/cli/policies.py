@@ -32,7 +32,7 @@ def read(replayed: Path | None, recorded: Path | None, shapes: Sequence[Any]) ->
     return Policy.load(replayed)
 
 
-def write(session: Session, recorded: Path | None) -> None:
+def write(session: Session, recorded: Path | None, *, quiet: bool) -> None:
     """Write what was promoted, where a file was asked for."""
     if recorded is None:
         return
@@ -40,5 +40,7 @@ def write(session: Session, recorded: Path | None) -> None:
 
     policy = session.policy()
     atomic_text(recorded, policy.dumps())
+    if quiet:
+        return
     count = len({name for steps in policy.roles.values() for names in steps for name in names})
     ui.say(f"policy with {count} promoted sites written to {recorded}")

@@ -123,7 +123,6 @@ class Work:
     jobs: list[Job]
     weights: Path | None
     plan: Plan | None
-    on: str | None = None
     loras: tuple[Lora, ...] = ()
     budget: int | None = None
     prompt_cache: bool = True
@@ -157,7 +156,7 @@ def prepare(
     """Check every option: first what needs no device, then the device, then the model's files."""
     from turbort.cli.choose import choose, find_loras, find_model
     from turbort.cli.memory_table import parse_budget, within
-    from turbort.cli.order import by_shape, check_replay, jobs_of
+    from turbort.cli.order import by_shape, check_apart, check_replay, jobs_of
     from turbort.cli.plan import with_sampler
     from turbort.models.files import as_trained, locate
     from turbort.plan import Plan
@@ -169,6 +168,7 @@ def prepare(
         model, profile, on = model or saved.header["model"], profile or saved.header["profile"], on or saved.header["backend"]
     spec = with_sampler(find_model(model or "tiny", Registry()), sampler)
     jobs = jobs_of(asked, spec)
+    check_apart(asked, jobs, {"--record-policy": extra.record_policy}, {"--plan": plan_file, "--policy": extra.policy})
     budget = parse_budget(extra.budget)
     choice = within(choose(profile, on), budget)
     if plan_file is not None and (plan_file / "manifest.json").is_file():
@@ -182,7 +182,7 @@ def prepare(
     loras = find_loras(extra.loras, spec)
     policy = policies.read(extra.policy, extra.record_policy, by_shape(jobs, spec))
     more = extra.prompt_cache, policy, extra.record_policy, extra.profile_ops
-    return Work(asked, spec, choice, jobs, weights, saved, on, loras, budget, *more)
+    return Work(asked, spec, choice, jobs, weights, saved, loras, budget, *more)
 
 
 def _use_compiled(folder: Path, choice: Choice) -> None:
@@ -267,13 +267,12 @@ def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result],
     if not quiet and (work.spec.root is None or work.budget is not None):
         memory_table(memory, work.spec, stderr=True)
     with Display(quiet=quiet, jobs=len(jobs), on_written=written) as display:
-        on = work.on or work.choice.target.backend
         opened = Session.open(
             work.spec,
             work.choice.profile,
             registry=work.choice.registry,
             plan=plan,
-            on=on,
+            on=work.choice.target,
             jobs=jobs,
             root=work.weights,
             on_event=display,
@@ -282,7 +281,7 @@ def _session(work: Work, jobs: list[Job], *, quiet: bool) -> tuple[list[Result],
         )
         with opened as session:
             made = session.generate(jobs, display)
-            policies.write(session, work.record_policy)
+            policies.write(session, work.record_policy, quiet=quiet)
             if work.profile_ops:
                 overhead.write(session, work.asked.report_path, quiet=quiet)
             return made, session.report()

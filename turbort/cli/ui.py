@@ -15,10 +15,12 @@ from turbort.errors import TurbortError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 P = ParamSpec("P")
 R = TypeVar("R")
 STYLES = {"heading": "bold", "good": "green", "warn": "yellow", "bad": "bold red", "quiet": "dim"}
+MANY = 10_000  # columns; more than any table has
 PIPE_WIDTH = 400  # a table is as wide as it needs to be; only a terminal makes it narrower
 INTERRUPTED = 130
 
@@ -44,8 +46,9 @@ def result(text: str) -> None:
 
 
 def emit_json(data: Any) -> None:
-    """A result as JSON on stdout."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    """A result as JSON on stdout; escaped where the encoding of stdout may lack a character."""
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=not unicode, default=str))
 
 
 def interactive() -> bool:
@@ -60,24 +63,41 @@ def table(
     title: str | None = None,
     styles: Callable[[Mapping[str, Any]], str | None] = lambda row: None,
     stderr: bool = False,
+    spare: Sequence[str] = (),
 ) -> None:
-    """Print rows as a table with these columns; a column that is empty in every row is left out."""
+    """Print rows as a table with these columns; a column that is empty in every row is left out.
+
+    Where the table is wider than the terminal, `spare` columns are left out, too, first named first, and a line says so.
+    """
+    kept = list(rows)
+    shown = [column for column in columns if any(row.get(column) not in (None, "") for row in kept)]
+    screen = console(stderr=stderr)
+    unbound = screen.options.update(max_width=MANY)
+    grid, dropped = _grid(kept, shown, styles), []
+    for column in filter(shown.__contains__, spare):
+        if screen.measure(grid, options=unbound).maximum <= screen.width:
+            break
+        dropped.append(column)
+        grid = _grid(kept, [name for name in shown if name not in dropped], styles)
+    if title:
+        screen.print(title, style="heading", soft_wrap=True)
+    screen.print(grid)
+    if dropped:
+        say(f"not shown in {screen.width} columns: {', '.join(dropped)}", "quiet")
+
+
+def _grid(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], styles: Callable[[Mapping[str, Any]], str | None]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    kept = list(rows)
-    shown = [column for column in columns if any(row.get(column) not in (None, "") for row in kept)]
     grid = Table(header_style="heading", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in shown:
-        numbers = all(isinstance(row.get(column), (int, float)) or row.get(column) is None for row in kept)
+    for column in columns:
+        numbers = all(isinstance(row.get(column), (int, float)) or row.get(column) is None for row in rows)
         grid.add_column(column, justify="right" if numbers else "left", overflow="fold")
-    for row in kept:
-        grid.add_row(*(Text(_cell(row.get(column))) for column in shown), style=styles(row))
-    screen = console(stderr=stderr)
-    if title:
-        screen.print(title, style="heading", soft_wrap=True)
-    screen.print(grid)
+    for row in rows:
+        grid.add_row(*(Text(_cell(row.get(column))) for column in columns), style=styles(row))
+    return grid
 
 
 def _cell(value: Any) -> str:

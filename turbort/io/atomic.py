@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -28,10 +29,11 @@ def resolve_target(path: str | Path) -> Path:
     target = Path(os.path.realpath(Path(path).expanduser()))
     folder = target.parent
     if not folder.is_dir():
-        what = "is not a folder" if folder.exists() else "does not exist"
-        raise InputError(f"cannot write {path}: the folder {folder} {what}", fix=f"mkdir -p {folder}")
+        if folder.exists():
+            raise InputError(f"cannot write {path}: {folder} is not a folder", fix="choose another folder")
+        raise InputError(f"cannot write {path}: the folder {folder} does not exist", fix=f"mkdir -p {shlex.quote(str(folder))}")
     if target.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder", fix=f"give a file name, for example {path}/video.mp4")
+        raise InputError(f"cannot write {path}: it is a folder", fix="give the name of a file, in this folder or another")
     if target.exists() and not target.is_file():
         raise InputError(f"cannot write {path}: it is not a regular file", fix="choose another name")
     try:

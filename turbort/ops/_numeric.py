@@ -22,6 +22,15 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
 
 
+def convolution_dtype(x: Tensor) -> torch.dtype:
+    """`compute_dtype` of a convolution: float32 on a CPU for bfloat16, too.
+
+    torch convolves bfloat16 on CPUs with AVX-512 only (where the planner has a kernel of its own); elsewhere its loop
+    is 33 times slower than float32. Sums are float32 either way.
+    """
+    return torch.promote_types(x.dtype, torch.float32) if x.device.type == "cpu" else x.dtype
+
+
 def emitted(y: Tensor, emit: str | None) -> Tensor | QTensor:
     """`y` itself, or quantised for its consumer."""
     return y if emit is None else quantize(y, emit)

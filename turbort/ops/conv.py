@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbort.op import op
-from turbort.ops._numeric import compute_dtype, wide
+from turbort.ops._numeric import convolution_dtype, wide
 from turbort.ops.samples_conv import causal_conv3d_samples, vae_norm_silu_samples, vae_upsample_samples
 
 Size3 = tuple[int, int, int]
@@ -32,7 +32,7 @@ def causal_conv3d(
     pt, ph, pw = padding
     if pt:
         x = torch.cat((front_frames(x, cache, 2 * pt), x), dim=2)
-    dtype = compute_dtype(x)
+    dtype = convolution_dtype(x)
     bias = None if bias is None else bias.to(dtype)
     y = F.conv3d(x.to(dtype), weight.to(dtype), bias, stride=stride, padding=(0, ph, pw))
     return y.to(x.dtype)
@@ -89,6 +89,6 @@ def vae_upsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     frames = x.transpose(1, 2).reshape(b * t, c, h, w)
     # Nearest at an exact factor of 2 only repeats pixels; doing it by repetition keeps every dtype and device.
     grown = frames.repeat_interleave(2, dim=-1).repeat_interleave(2, dim=-2)
-    dtype = compute_dtype(x)
+    dtype = convolution_dtype(x)
     y = F.conv2d(grown.to(dtype), weight.to(dtype), bias.to(dtype), padding=1).to(x.dtype)
     return y.view(b, t, *y.shape[1:]).transpose(1, 2)

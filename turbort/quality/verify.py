@@ -143,7 +143,7 @@ def verify(
 def _opened(
     spec: ModelSpec, profile: Profile, registry: Registry, plan: Plan, target: Target, root: Path | None
 ) -> Session:
-    return Session.open(spec, profile, registry=registry, plan=plan, on=target.backend, root=root)
+    return Session.open(spec, profile, registry=registry, plan=plan, on=target, root=root)
 
 
 def _header(spec: ModelSpec, profile: Profile, plan: Plan, target: Target, job: Job, base: Session) -> dict[str, Any]:

@@ -104,3 +104,12 @@ def test_upsampling_is_nearest_exact_then_a_convolution_per_frame():
     y = vae_upsample(x, weight, bias)
     assert y.shape == (2, 6, 3, 10, 14)
     torch.testing.assert_close(y, expected.unflatten(0, (2, 3)).transpose(1, 2), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_convolutions_of_16_bits_are_those_of_float32_rounded_once_on_a_cpu(dtype):
+    x, weight, bias = draw(1, 32, 2, 9, 9, dtype=dtype), draw(16, 32, 3, 3, 3, seed=1, dtype=dtype), draw(16, seed=2, dtype=dtype)
+    wide = causal_conv3d(x.float(), weight.float(), bias.float(), padding=(1, 1, 1))
+    assert torch.equal(causal_conv3d(x, weight, bias, padding=(1, 1, 1)), wide.to(dtype))
+    wide = vae_upsample(x.float(), weight[:, :, 0].float(), bias.float())
+    assert torch.equal(vae_upsample(x, weight[:, :, 0], bias), wide.to(dtype))
