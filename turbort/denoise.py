@@ -12,7 +12,7 @@ from turbort.conditions import Conditions, first_frame_times, hold_first_frame, 
 from turbort.experts import Experts
 from turbort.guard.adapt import Adaptation
 from turbort.guard.monitor import Monitor
-from turbort.job import Job, passes
+from turbort.job import Job
 from turbort.models.config import ModelSpec
 from turbort.models.dit_layers import CrossKV
 from turbort.models.guidance import by_noise, guided
@@ -151,8 +151,3 @@ class Denoiser:
 def sampler_of(spec: ModelSpec, job: Job) -> Sampler:
     """The sampler of a job, with the job's number of steps."""
     return build_sampler(spec.sampler, replace(spec.preset, steps=job.steps or spec.preset.steps))
-
-
-def needs_negative(job: Job) -> bool:
-    """Whether guidance asks for a second pass at any noise."""
-    return passes(job) == 2

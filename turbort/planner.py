@@ -82,10 +82,11 @@ class Planner:
 
     def choose(self, calls: Sequence[Call]) -> Choice:
         """The choice for one site, given its distinct calls (a streaming VAE calls a site with several shapes)."""
-        call = max(calls, key=lambda item: sum(len(shape) for shape in item.shapes()))
+        call = _fullest(calls)
         wanted, note = self.wanted(call)
         passed: dict[str, str] = {}
-        candidates = [(self.target.backend, wanted), *((self.target.backend, up) for up in self._steps_up(call, wanted))]
+        names = (wanted, *steps_up(wanted, self.profile.precision.compute))
+        candidates = [(self.target.backend, name) for name in names]
         if self.target.backend != FALLBACK_BACKEND:
             candidates.append((FALLBACK_BACKEND, wanted))
         for backend, precision in candidates:
@@ -107,12 +108,9 @@ class Planner:
                 )
         raise self._no_kernel(call, wanted, passed)
 
-    def _steps_up(self, call: Call, wanted: str) -> tuple[str, ...]:
-        return steps_up(wanted, self.profile.precision.compute)
-
     def at(self, calls: Sequence[Call], precision: str) -> Choice | None:
         """The choice for one site at exactly this precision on the target's own backend or the reference; None if none can."""
-        call = max(calls, key=lambda item: sum(len(shape) for shape in item.shapes()))
+        call = _fullest(calls)
         for backend in dict.fromkeys((self.target.backend, FALLBACK_BACKEND)):
             kernel = self._accepting(calls, backend, precision, {})
             if kernel is not None:
@@ -202,12 +200,10 @@ class Planner:
 
     def _as_good(self, calls: Sequence[Call], choice: Choice) -> list[Kernel]:
         """The chosen kernel, then others of its priority that could stand in its place."""
-        backend, _, name = choice.kernel.partition("/")
-        rows = self.registry.kernels(backend, choice.op)
-        chosen = next(kernel for kernel in rows if kernel.name == name)
+        chosen = self._kernel(choice)
         others = [
             kernel
-            for kernel in rows
+            for kernel in self.registry.kernels(choice.kernel.partition("/")[0], choice.op)
             if kernel is not chosen
             and kernel.priority == chosen.priority
             and kernel.layout != chosen.layout
@@ -215,6 +211,11 @@ class Planner:
             and not any(kernel.refusal(call, choice.precision, self.target.device) for call in calls)
         ]
         return [chosen, *others]
+
+
+def _fullest(calls: Sequence[Call]) -> Call:
+    """The call that stands for its site in a plan: the one with the longest description, so with the most arguments."""
+    return max(calls, key=lambda call: sum(len(shape) for shape in call.shapes()))
 
 
 def recorded(

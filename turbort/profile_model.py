@@ -239,7 +239,7 @@ class Profile(Section):
     adaptive: Adaptive = Adaptive()
     quality: Quality = Quality()
     fallback: Literal["error", "warn", "allow"] = "warn"
-    """What happens when only the reference accepts a call: stop, warn, or go on."""
+    """What happens when no kernel of the device takes a call at the precision asked: stop, warn, or go on."""
 
     _origin: str = PrivateAttr(default="")
 

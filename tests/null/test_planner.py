@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from turbort.backend import Backend, Device
+from turbort.cli.plan_table import plan_table
 from turbort.errors import NoKernelError, UnavailableError
 from turbort.hookspecs import hookimpl
 from turbort.kernel import Call, Kernel
@@ -190,3 +191,11 @@ def test_the_planner_takes_the_kernel_whose_layout_is_there() -> None:
     plan = make_plan(TINY, profile(), registry(Layouts()))
     assert {choice.kernel for choice in plan if choice.op == "vae_norm_silu"} == {"picky/last"}
     assert sum(len(choice.converts) for choice in plan) <= 4
+
+
+@pytest.mark.parametrize(("policy", "says"), [("warn", True), ("allow", False)])
+def test_fallback_warn_warns_where_the_plan_is_shown(policy, says, capsys) -> None:
+    plan_table(make_plan(TINY, profile(fallback=policy), registry(Picky(widest=512))))
+    shown = capsys.readouterr()
+    assert ("8 call sites run on something else" in shown.err) == says
+    assert "fallback" in shown.out

@@ -62,6 +62,8 @@ def plan_table(plan: Plan, *, sites: bool = False, stderr: bool = False) -> None
     heading = title(plan.header, plan.digest)
     for note in plan.header.get("notes", ()):
         ui.say(note, "warn")
+    if plan.fallbacks and plan.header.get("fallback") == "warn":
+        ui.warn(f"{len(plan.fallbacks)} call sites run on something else than the profile asks: marked `fallback`")
     measured = remarks(plan)
     if not sites:
         rows = _once_per_stage(grouped(plan, measured))
