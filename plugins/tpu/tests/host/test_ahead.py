@@ -13,6 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file, save_file
 from turbort_tpu.bridge.convert import spec_of, to_jax
 from turbort_tpu.bridge.executor import active
 from turbort_tpu.jax_executor import shelf
@@ -66,9 +68,21 @@ def no_compilation(self):
 # The whole way, from the command line.
 
 
-def compiled(little, out, profile, **variables):
+@pytest.fixture(scope="module")
+def short(little, tmp_path_factory):
+    """The little model with one block, since XLA compiles every block by itself."""
+    made = shutil.copytree(little, tmp_path_factory.mktemp("short") / "model")
+    spec = yaml.safe_load((made / "model.yaml").read_text())
+    spec["dit"]["layers"] = 1
+    (made / "model.yaml").write_text(yaml.safe_dump(spec))
+    kept = {name: value for name, value in load_file(made / "dit.safetensors").items() if not name.startswith("blocks.1.")}
+    save_file(kept, made / "dit.safetensors")
+    return made
+
+
+def compiled(model, out, profile, **variables):
     """What `turbort compile` writes in a process of its own, as on another machine."""
-    asked = "compile", "--profile", profile, "--model", str(little), "-o", str(out)
+    asked = "compile", "--profile", profile, "--model", str(model), "-o", str(out)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
     answer = subprocess.run([sys.executable, "-m", "turbort", *asked], capture_output=True, text=True, env=environment)
     assert answer.returncode == 0, answer.stderr[-2000:]
@@ -76,8 +90,8 @@ def compiled(little, out, profile, **variables):
 
 
 @pytest.fixture(scope="module")
-def folder(little, tmp_path_factory):
-    return compiled(little, tmp_path_factory.mktemp("ahead") / "compiled", "tpu-v5e")
+def folder(short, tmp_path_factory):
+    return compiled(short, tmp_path_factory.mktemp("ahead") / "compiled", "tpu-v5e")
 
 
 @pytest.fixture
@@ -90,15 +104,15 @@ def latents(monkeypatch, tmp_path):
     return found
 
 
-def ran(little, plan, *more):
-    return cli("run", "--model", little, "--plan", plan, "--prompt", PROMPT, "--steps", 2, "-o", "a.npy", "-q", *more)
+def ran(model, plan):
+    return cli("run", "--model", model, "--plan", plan, "--prompt", PROMPT, "--steps", 2, "-o", "a.npy", "-q")
 
 
-def test_a_run_takes_the_compiled_step_and_compiles_none(little, folder, latents, own_shelf, monkeypatch, caplog):
-    assert ran(little, folder / "plan.yaml") == 0
+def test_a_run_takes_the_compiled_step_and_compiles_none(short, folder, latents, own_shelf, monkeypatch, caplog):
+    assert ran(short, folder / "plan.yaml") == 0
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "turbort"):
         patch.setattr(Staged, "traced", no_compilation)
-        assert ran(little, folder) == 0
+        assert ran(short, folder) == 0
     loaded = [line for line in caplog.messages if "nothing is compiled" in line]
     assert len(loaded) == 1
     assert str(folder / "step.executable") in loaded[0]
@@ -109,21 +123,21 @@ def test_a_run_takes_the_compiled_step_and_compiles_none(little, folder, latents
     assert {row["provider"].split("/")[0] for row in report["executed"] if row["stage"] == "dit"} == {"tpu"}
 
 
-def test_a_changed_folder_is_refused(little, folder, latents, own_shelf, tmp_path, capsys):
+def test_a_changed_folder_is_refused(short, folder, latents, own_shelf, tmp_path, capsys):
     moved = shutil.copytree(folder, tmp_path / "changed")
     with open(moved / "step.executable", "r+b") as file:
         file.seek(100)
         file.write(b"changed")
-    assert ran(little, moved) != 0
+    assert ran(short, moved) != 0
     assert "step.executable has changed" in capsys.readouterr().err
     assert not active().shelf
     assert not latents
 
 
 @pytest.mark.skipif(not find_spec("libtpu"), reason='libtpu is not installed: pip install "jax[tpu]==0.10.2"')
-def test_the_executable_for_a_tpu_is_written_and_never_loaded_elsewhere(little, tmp_path):
+def test_the_executable_for_a_tpu_is_written_and_never_loaded_elsewhere(short, tmp_path):
     """libtpu compiles and serialises the step without a TPU; this process, which has none, says what it is for."""
-    out = compiled(little, tmp_path / "v6e", "tpu-v6e", TURBORT_TPU_EMULATE="")
+    out = compiled(short, tmp_path / "v6e", "tpu-v6e", TURBORT_TPU_EMULATE="")
     signature = json.loads((out / "programs.json").read_text())[0]["signature"]
     assert signature["device"] == "TPU v6 lite"
     assert set(signature["versions"]) == {"jax", "jaxlib", "libtpu"}
