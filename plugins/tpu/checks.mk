@@ -4,7 +4,7 @@
 #   make tpu-aot      every kernel for five generations, and what is refused   (evidence: vendor compiler)
 #   make tpu-xla      executor torch_xla on PJRT CPU                           (evidence: emulated)
 #   make tpu          these three
-#   make tpu-trunk    nightly: the whole INT8 trunk of the 14B model, for one v6e   (evidence: vendor compiler)
+#   make tpu-trunk    nightly: the whole INT8 step of the 14B model, for one v6e    (evidence: vendor compiler)
 #   make tpu-full     nightly: the whole conformance suite through jax and through torch_xla
 #
 # TPU_PYTHON    a Python 3.11 (the last jax for it also compiles for every target)

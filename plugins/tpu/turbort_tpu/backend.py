@@ -106,9 +106,14 @@ class Tpu(Backend):
     def compile_ahead(
         self, spec: ModelSpec, profile: Profile, registry: Registry, out: Path, size: tuple[int, int], frames: int, plan: Plan
     ) -> Mapping[str, Any]:
-        from turbort_tpu.aot.compile import compile_trunk
+        from turbort_tpu.aot.compile import compile_step
 
-        return compile_trunk(spec, profile, registry, out, size=size, frames=frames)
+        return compile_step(spec, profile, registry, out, plan)
+
+    def use_ahead(self, folder: Path) -> None:
+        from turbort_tpu.bridge.executor import active
+
+        active().use_ahead(folder)
 
 
 def linear_precision(plan: Plan) -> str:

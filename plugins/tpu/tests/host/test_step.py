@@ -3,7 +3,8 @@
 import pytest
 import torch
 from tests.step_models import bound, error, inputs, tiny, weights
-from turbort_tpu.jax_executor.step import CompiledStep, trace
+from turbort_tpu.jax_executor.program import trace
+from turbort_tpu.jax_executor.step import CompiledStep
 
 from turbort.models.config import Sla
 from turbort.profile import load_profile

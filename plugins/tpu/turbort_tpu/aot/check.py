@@ -72,10 +72,10 @@ def target_rows(generation: Generation, only: str = "") -> Iterator[Mapping[str,
 
 
 def block(target: str) -> Mapping[str, Any]:
-    """One block of the 1.3B model, through the executor."""
-    from turbort_tpu.aot.trunk import block_row
+    """The step of the 1.3B model cut down to one block, through the executor."""
+    from turbort_tpu.aot.step import one_block
 
-    return block_row(BLOCK_MODEL, f"tpu-{target}", layers=1)
+    return one_block(BLOCK_MODEL, f"tpu-{target}", topology.On(target))
 
 
 def _row(

@@ -35,7 +35,7 @@ def compile_spread(target: str, *, int8: bool = True) -> dict[str, Any]:
 
 
 def compile_batch(target: str) -> dict[str, Any]:
-    """Compile one block of the 1.3B model with a batch of four, one sample a chip, as the executor spreads a step.
+    """Compile the step of the 1.3B model, cut down to one block, for four samples, one a chip, as the executor spreads it.
 
     Raises RuntimeError when the chips exchange anything.
     """
@@ -43,29 +43,24 @@ def compile_batch(target: str) -> dict[str, Any]:
     import torch
     from jax.sharding import NamedSharding
 
-    from turbort.models.spec import MODELS
-    from turbort.profile import load_profile
-    from turbort.registry import Registry
-    from turbort_tpu.aot.trunk import traced
+    from turbort_tpu.aot.step import small, traced
     from turbort_tpu.bridge.convert import spec_of
+    from turbort_tpu.jax_executor.program import Staged
     from turbort_tpu.jax_executor.spread import WHOLE, Spread
     from turbort_tpu.kernels.common import pallas
 
-    spec = MODELS["wan2.1-t2v-1.3b"]
-    size = spec.defaults.width, spec.defaults.height
-    trunk = traced(spec, load_profile(f"tpu-{target}"), Registry(), size=size, frames=FRAMES, batch=1)
+    program, parameters, share = traced(*small("wan2.1-t2v-1.3b", f"tpu-{target}", layers=1, frames=FRAMES, batch=1))
     spread = Spread.over(topology.devices(target)[:CHIPS], CHIPS)
-    whole = [torch.empty(CHIPS if len(x) == 1 else len(x), *x.shape[1:], dtype=x.dtype, device="meta") for x in trunk.inputs]
+    whole = [torch.empty(CHIPS * len(x), *x.shape[1:], dtype=x.dtype, device="meta") for x in share]
 
     def placed(leaf: Any, part: Any = WHOLE) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(spread.mesh, part))
 
-    held = jax.tree.map(placed, trunk.program.weights), *(
-        jax.tree.map(lambda x: placed(spec_of(x)), value) for value in (trunk.program.constants, trunk.parameters)
-    )
+    constants = {name: spec_of(tensor) for name, tensor in program.constants.items()}
+    held = jax.tree.map(placed, (program.weights, constants, list(map(spec_of, parameters))))
     given = [placed(spec_of(tensor), spread.spec(tensor)) for tensor in whole]
     with pallas("compile"):
-        found = jax.jit(spread.wrap(trunk.program, whole)).trace(*held, given)
+        found = Staged(program, held, given, spread).traced()
         compiled = found.lower().compile()
     if "all-" in compiled.as_text():
         raise RuntimeError("the chips exchange data, and samples need nothing of each other")

@@ -49,7 +49,8 @@ class On:
     def __init__(self, target: str) -> None:
         from jax.sharding import SingleDeviceSharding
 
-        self._sharding = SingleDeviceSharding(devices(target)[0])
+        self.device = devices(target)[0]
+        self._sharding = SingleDeviceSharding(self.device)
 
     def __call__(self, shape: tuple[int, ...], dtype: Any) -> Any:
         import jax
@@ -61,3 +62,14 @@ class On:
         import jax
 
         return jax.tree.map(lambda leaf: self(leaf.shape, leaf.dtype), value)
+
+
+class Host(On):
+    """Arguments for the device of this process, where XLA:CPU stands in for a TPU."""
+
+    def __init__(self) -> None:
+        import jax
+        from jax.sharding import SingleDeviceSharding
+
+        self.device = jax.devices()[0]
+        self._sharding = SingleDeviceSharding(self.device)

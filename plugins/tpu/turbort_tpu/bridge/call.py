@@ -85,6 +85,11 @@ class Call:
         """What programs and custom ops are called."""
         return str(self.function.__name__)
 
+    @property
+    def text(self) -> str:
+        """All of it in words, the same in every process."""
+        return f"{self.function.__module__}.{self.function.__qualname__} {self.args!r} {self.kwargs!r}"
+
     def __call__(self, weights: list[Any], arrays: list[Any]) -> Any:
         def fill(value: Any) -> Any:
             if not isinstance(value, _Slot):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -16,6 +18,7 @@ from turbort_tpu import executors
 if TYPE_CHECKING:
     from turbort_tpu.bridge.call import Call
 
+log = logging.getLogger("turbort")
 OnPeak = Callable[[int], None]
 
 
@@ -31,11 +34,15 @@ class Executor(ABC):
 
     @abstractmethod
     def hold(self, tensor: Tensor) -> Any:
-        """A part of a packed weight in the form that `call` takes it."""
+        """A part of a packed weight in the form that `call` takes it; of a tensor on meta, its shape."""
 
     @abstractmethod
     def compile_step(self, step: Callable[..., Any], on_peak: OnPeak) -> Callable[..., Any]:
         """`step` as one program per shape; `on_peak` hears the compiler's peak memory in bytes where it is known."""
+
+    def use_ahead(self, folder: Path) -> None:
+        """Load programs that fit from a folder of `turbort compile`, which has been checked against its manifest."""
+        log.warning("executor %s compiles its programs itself; those in %s are not used", executors.chosen().name, folder)
 
     def synchronize(self) -> None:
         """Wait for the device."""

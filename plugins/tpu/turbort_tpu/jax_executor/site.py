@@ -20,8 +20,16 @@ from turbort_tpu.bridge.convert import TORCH_DTYPES
 
 @dataclass(frozen=True)
 class Site:
-    """One traced call: a function of (weights, arrays) and the weights it holds."""
+    """One traced call.
 
+    Attributes:
+        text: the function and its static arguments in words; equal texts compute the same.
+        run: a function of (weights, arrays).
+        weights: what it holds.
+        outputs: shapes of what it returns.
+    """
+
+    text: str
     run: Callable[[list[Any], list[Any]], list[Any]]
     weights: list[Any]
     outputs: list[jax.ShapeDtypeStruct]

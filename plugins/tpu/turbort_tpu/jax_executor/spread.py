@@ -40,18 +40,18 @@ class Spread:
         """What one chip sees of an argument: its samples of a tensor whose first axis is the batch, all of any other."""
         return tensor[: self.batch // self.mesh.size] if self._split(tensor) else tensor
 
-    def spec(self, tensor: Tensor) -> PartitionSpec:
-        """How an argument lies on the mesh."""
+    def spec(self, tensor: Any) -> PartitionSpec:
+        """How an argument, or the shape of one, lies on the mesh."""
         return SHARE if self._split(tensor) else WHOLE
 
-    def _split(self, tensor: Tensor) -> bool:
+    def _split(self, tensor: Any) -> bool:
         return tensor.ndim > 0 and tensor.shape[0] == self.batch
 
     def placed(self, value: Any, spec: PartitionSpec = WHOLE) -> Any:
         """Arrays on the mesh: on every chip, or by shares of their first axis."""
         return jax.device_put(value, NamedSharding(self.mesh, spec))
 
-    def wrap(self, program: Callable[..., list[Any]], inputs: Sequence[Tensor]) -> Callable[..., list[Any]]:
+    def wrap(self, program: Callable[..., list[Any]], inputs: Sequence[Any]) -> Callable[..., list[Any]]:
         """`program(weights, constants, parameters, inputs)` of one chip's share as a function of whole arrays."""
         specs = WHOLE, WHOLE, WHOLE, [self.spec(tensor) for tensor in inputs]
         run: Callable[..., list[Any]] = jax.shard_map(program, mesh=self.mesh, in_specs=specs, out_specs=SHARE, check_vma=False)

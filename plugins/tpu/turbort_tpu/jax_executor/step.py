@@ -1,4 +1,4 @@
-"""A model's step as one JAX program per shape: traced by torch, interpreted op by op into JAX, compiled once."""
+"""A model's step as one compiled program per shape: loaded if `turbort compile` wrote it, else compiled."""
 
 from __future__ import annotations
 
@@ -9,84 +9,29 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import torch
 from jax.sharding import NamedSharding
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from turbort_tpu.bridge.convert import spec_of, to_jax, to_torch
 from turbort_tpu.bridge.executor import OnPeak
 from turbort_tpu.bridge.trace import count_calls, key_of, shapes_of, tensors_of
-from turbort_tpu.bridge.trace import trace as trace_graph
 from turbort_tpu.jax_executor import runtime
-from turbort_tpu.jax_executor.aten import lookup
-from turbort_tpu.jax_executor.site import Site, tracing
+from turbort_tpu.jax_executor.program import Staged, trace
+from turbort_tpu.jax_executor.shelf import Shelf, first_line
+from turbort_tpu.jax_executor.signature import Signature
 from turbort_tpu.jax_executor.spread import Spread, spread_of
 
 log = logging.getLogger("turbort")
 
 
-@dataclass(frozen=True, eq=False)
-class Program:
-    """A traced step: its graph, what the sites in it run, and constants that the trace met."""
-
-    graph: fx.GraphModule
-    sites: list[Site]
-    structure: pytree.TreeSpec
-    calls: dict[str, int]
-
-    @property
-    def weights(self) -> list[list[Any]]:
-        """Packed weights per site."""
-        return [site.weights for site in self.sites]
-
-    @property
-    def constants(self) -> dict[str, Tensor]:
-        """Tensors that the model made on the host while it was traced, such as rotation tables."""
-        return {node.target: getattr(self.graph, node.target) for node in self.graph.graph.nodes if node.op == "get_attr"}
-
-    def __call__(
-        self, weights: list[list[Any]], constants: dict[str, Any], parameters: list[Any], inputs: list[Any]
-    ) -> list[Any]:
-        """Interpret the graph on JAX arrays (or tracers)."""
-        values: dict[fx.Node, Any] = {}
-        given = iter([*parameters, *inputs])
-        for node in self.graph.graph.nodes:
-            if node.op == "placeholder":
-                values[node] = next(given)
-            elif node.op == "get_attr":
-                values[node] = constants[node.target]
-            elif node.op == "output":
-                found: list[Any] = fx.map_arg(node.args[0], values.__getitem__)
-                return list(found)
-            else:
-                args = fx.map_arg(node.args, values.__getitem__)
-                named = fx.map_arg(node.kwargs, values.__getitem__)
-                if node.target is torch.ops.turbort_tpu.site.default:
-                    values[node] = self.sites[args[0]].run(weights[args[0]], list(args[1]))
-                else:
-                    values[node] = lookup(node.target)(*args, **named)
-        raise AssertionError("a graph ends in its output")
-
-
-def trace(
-    step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Program, dict[str, Tensor], list[Tensor]]:
-    """The step at these shapes, the model's own tensors by name, and the tensors among the arguments.
-
-    Slots leave their JAX function in the trace.
-    """
-    with tracing() as sites:
-        found = trace_graph(step, args, kwargs)
-    return Program(found.graph, sites, found.structure, found.calls), found.parameters, tensors_of(args, kwargs)
-
-
 class CompiledStep:
-    """Calls a step as one compiled program; compiles anew for every new set of shapes, dtypes and plain values."""
+    """Calls a step as one compiled program; a new one for every new set of shapes, dtypes and plain values."""
 
-    def __init__(self, step: Callable[..., Any], on_peak: OnPeak = lambda size: None) -> None:
+    def __init__(self, step: Callable[..., Any], on_peak: OnPeak = lambda size: None, shelf: Shelf | None = None) -> None:
         self._step = step
         self._on_peak = on_peak
+        self._shelf = shelf or Shelf()
         self._programs: dict[Any, _Loaded] = {}
         self._arrays: list[Any] | None = None
 
@@ -100,17 +45,30 @@ class CompiledStep:
         if key not in self._programs:
             self._programs[key] = self._load(args, kwargs)
         loaded = self._programs[key]
-        outputs = loaded.run(*loaded.held, [loaded.placed(tensor) for tensor in tensors_of(args, kwargs)])
-        count_calls(self._step, loaded.program.calls)
-        return pytree.tree_unflatten([to_torch(array) for array in outputs], loaded.program.structure)
+        outputs = self._run(loaded, [loaded.placed(tensor) for tensor in tensors_of(args, kwargs)])
+        count_calls(self._step, loaded.staged.program.calls)
+        return pytree.tree_unflatten([to_torch(array) for array in outputs], loaded.staged.program.structure)
+
+    def _run(self, loaded: _Loaded, inputs: list[Any]) -> list[Any]:
+        held = loaded.staged.held
+        if not loaded.untried:
+            found: list[Any] = loaded.run(*held, inputs)
+            return found
+        try:
+            outputs: list[Any] = jax.block_until_ready(loaded.run(*held, inputs))
+        except Exception as error:  # noqa: BLE001 - whatever a runtime has against a foreign program, compiling it here may help
+            log.warning("the step that was compiled ahead of time does not run here: %s", first_line(error))
+            loaded.run = self._compile(loaded.staged)
+            outputs = loaded.run(*held, inputs)
+        loaded.untried = False
+        return outputs
 
     def _load(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Loaded:
         runtime.start()
-        started = time.perf_counter()
         whole = tensors_of(args, kwargs)
         spread = spread_of(whole)
         chips = f" over {spread.mesh.size} chips" if spread else ""
-        log.info("compiling the step for %s%s", shapes_of(args), chips)
+        log.info("preparing the step for %s%s", shapes_of(args), chips)
         if spread:
             args, kwargs = pytree.tree_map_only(Tensor, spread.share, (args, kwargs))
         program, parameters, _ = trace(self._step, args, kwargs)
@@ -120,32 +78,53 @@ class CompiledStep:
         held: Any = (program.weights, constants, self._arrays)
         if spread:
             held = spread.placed(held)
-        loaded = _Loaded(program, held, spread)
-        run = spread.wrap(program, whole) if spread else program
-        loaded.run = jax.jit(run).lower(*held, [loaded.shape(tensor) for tensor in whole]).compile()
-        peak = getattr(loaded.run.memory_analysis(), "peak_memory_in_bytes", 0) or 0
+        staged = Staged(program, held, [_shape(tensor, spread) for tensor in whole], spread)
+        ahead = self._ahead(staged)
+        return _Loaded(staged, ahead or self._compile(staged), untried=ahead is not None)
+
+    def _ahead(self, staged: Staged) -> Any | None:
+        """The executable of `turbort compile` for this program; None, with the reason said, where there is none."""
+        if not self._shelf:
+            return None
+        started = time.perf_counter()
+        device = jax.devices()[0]
+        entry, why = self._shelf.find(Signature.of(staged, device))
+        if entry is not None:
+            loaded, why = entry.load(staged.trees, device)
+            if loaded is not None:
+                self._on_peak(entry.peak)
+                log.info("loaded %s in %.1f s, nothing is compiled", entry.path, time.perf_counter() - started)
+                return loaded
+        log.warning("what was compiled ahead of time is not used: %s", why)
+        return None
+
+    def _compile(self, staged: Staged) -> Any:
+        started = time.perf_counter()
+        log.info("compiling the step")
+        run = staged.traced().lower().compile()
+        peak = getattr(run.memory_analysis(), "peak_memory_in_bytes", 0) or 0
         self._on_peak(peak)
         log.info("compiled in %.1f s, peak %.2f GiB by the compiler's own account", time.perf_counter() - started, peak / 2**30)
-        return loaded
+        return run
 
 
 @dataclass(eq=False)
 class _Loaded:
-    program: Program
-    held: tuple[Any, ...]
-    spread: Spread | None
-    run: Any = None
+    """A program ready to be called; `untried` until one from a folder has run once."""
+
+    staged: Staged
+    run: Any
+    untried: bool
 
     def placed(self, tensor: Tensor) -> Any:
         """An argument where the program wants it."""
-        array = to_jax(tensor)
-        return self.spread.placed(array, self.spread.spec(tensor)) if self.spread else array
+        array, spread = to_jax(tensor), self.staged.spread
+        return spread.placed(array, spread.spec(tensor)) if spread else array
 
-    def shape(self, tensor: Tensor) -> Any:
-        """The same without values."""
-        found = spec_of(tensor)
-        if self.spread is None:
-            return found
-        return jax.ShapeDtypeStruct(
-            found.shape, found.dtype, sharding=NamedSharding(self.spread.mesh, self.spread.spec(tensor))
-        )
+
+def _shape(tensor: Tensor, spread: Spread | None) -> jax.ShapeDtypeStruct:
+    """An argument where the program wants it, without values."""
+    found = spec_of(tensor)
+    if spread is None:
+        return found
+    return jax.ShapeDtypeStruct(found.shape, found.dtype, sharding=NamedSharding(spread.mesh, spread.spec(tensor)))
