@@ -168,7 +168,6 @@ def prepare(
         model, profile, on = model or saved.header["model"], profile or saved.header["profile"], on or saved.header["backend"]
     spec = with_sampler(find_model(model or "tiny", Registry()), sampler)
     jobs = jobs_of(asked, spec)
-    check_apart(asked, jobs, {"--record-policy": extra.record_policy}, {"--plan": plan_file, "--policy": extra.policy})
     budget = parse_budget(extra.budget)
     choice = within(choose(profile, on), budget)
     if plan_file is not None and (plan_file / "manifest.json").is_file():
@@ -181,6 +180,7 @@ def prepare(
         check_replay(saved, spec, choice.profile, by_shape(jobs, spec))
     loras = find_loras(extra.loras, spec)
     policy = policies.read(extra.policy, extra.record_policy, by_shape(jobs, spec))
+    check_apart(asked, jobs, {"--record-policy": extra.record_policy}, {"--plan": plan_file, "--policy": extra.policy})
     more = extra.prompt_cache, policy, extra.record_policy, extra.profile_ops
     return Work(asked, spec, choice, jobs, weights, saved, loras, budget, *more)
 
