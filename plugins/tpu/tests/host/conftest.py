@@ -5,9 +5,10 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.conftest import little  # noqa: F401 - a fixture
+from tests.little import little  # noqa: F401 - a fixture
 
-# After the import above, which clears turbort's own variables.
+for _name in [name for name in os.environ if name.startswith("TURBORT_")]:  # what the developer has set
+    del os.environ[_name]
 os.environ["TURBORT_TPU_EMULATE"] = "v5e"
 os.environ["TURBORT_TPU_CACHE"] = ""
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
