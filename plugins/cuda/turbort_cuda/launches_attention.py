@@ -23,7 +23,7 @@ def attention_launches(capability: int, fp8: bool) -> Iterator[Launch]:
 
 
 def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch:
-    c = dict(row("attention", capability, "sparse" if sparse else "dense"))
+    c = dict(row("attention", capability, "sparse" if sparse else f"dense-{mode}"))
     if sparse:
         c |= {"BLOCK_M": 64, "BLOCK_N": 128}
     int8, fp8, n = mode != "16-bit", mode == "int8-fp8", c["BLOCK_N"]
@@ -125,8 +125,12 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
         3,
     )
     c = row("prepare", capability, "wide")
-    constants = {"ROWS": 128, "D": 128, "INT8": True, "FP8": fp8, "LINEAR": True}
-    yield Launch("kv-prepare", kv.prepare_kernel, arguments, constants, c["warps"], c["stages"], "bf16")
+    parts = {"codes": (True, fp8, False, c["warps"]), "state": (False, False, True, c.get("state_warps"))}
+    if "state_warps" not in c:
+        parts = {"prepare": (True, fp8, True, c["warps"]), "codes": parts["codes"]}
+    for name, (int8, eight, linear, warps) in parts.items():
+        constants = {"ROWS": 128, "D": 128, "INT8": int8, "FP8": eight, "LINEAR": linear}
+        yield Launch(f"kv-{name}", kv.prepare_kernel, arguments, constants, warps, c["stages"], "bf16" if linear else None)
     yield Launch(
         "sla-choose",
         sla.choose_kernel,

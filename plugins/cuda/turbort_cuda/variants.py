@@ -48,7 +48,9 @@ def dense() -> Iterator[Config]:
         (128, 128, 2, 8, True, True),
         (64, 128, 2, 4, True, False),
         (64, 128, 3, 4, True, False),
+        (64, 128, 3, 4, True, True),
         (64, 64, 3, 4, True, False),
+        (64, 64, 4, 4, True, False),
         (64, 64, 3, 4, True, True),
     ):
         yield dict(zip(keys, row, strict=True))
@@ -71,10 +73,12 @@ def sparse(block: tuple[int, int]) -> Iterator[Config]:
 
 def preparations() -> Iterator[Config]:
     """Preparing k and v for SLA: in one launch, or codes and the linear state in one each."""
+    first = {"stages": 1, "warps": 4, "per_sm": 2, "state_warps": 4}
+    yield first
+    yield {**first, "warps": 8}
+    yield {**first, "stages": 2}
+    yield {**first, "stages": 3}
     yield {"stages": 2, "warps": 8, "per_sm": 1}
-    for warps, programs in ((4, 2), (8, 2), (8, 1), (4, 3)):
-        yield {"stages": 2, "warps": 8, "per_sm": programs, "state_warps": warps}
-    yield {"stages": 1, "warps": 4, "per_sm": 2, "state_warps": 4}
 
 
 def convolutions(outputs: int) -> Iterator[Config]:
