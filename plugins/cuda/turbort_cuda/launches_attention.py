@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from turbort_cuda.configs import row
-from turbort_cuda.kernels import attention, kv, sla
+from turbort_cuda.kernels import attention, kv, sla, sums
 from turbort_cuda.launch_row import INT, A, Launch
 
 
@@ -38,7 +38,6 @@ def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch
         "lut": "*i32",
         "state": "*bf16",
         "totals": "*fp32",
-        "proj": "*bf16",
         "proj_bias": "*bf16",
         "LQ": INT,
         "LK": INT,
@@ -74,7 +73,7 @@ def _gluon(name: str, capability: int, mode: str, *, sparse: bool, early: bool =
         "v": f"tensordesc<{'fp8e4nv' if fp8 else 'bf16'}[128, 128],{values!r}>",
     }
     if early:
-        descriptors |= dict.fromkeys(("state", "proj"), f"tensordesc<bf16[128, 128],{attention_hopper.layouts(False)[1]!r}>")
+        descriptors["state"] = f"tensordesc<bf16[128, 128],{attention_hopper.layouts(False)[1]!r}>"
     arguments = {key: kind for key, kind in plain.arguments.items() if not key.startswith(("stride_k", "stride_v"))}
     constants: dict[str, Any] = {"M": 64, "N": 128, "D": 128, "FP8": fp8, "SPARSE": sparse, "LINEAR": sparse}
     constants |= {"STAGES": 3 if fp8 else 2, "FLOOR": 1e-8, "EARLY": early}
@@ -85,9 +84,9 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
     strides = {f"stride_{t}{axis}": A for t in "xv" for axis in "blh"}
     yield Launch(
         "kv-sums",
-        kv.sums_kernel,
+        sums.sums_kernel,
         {"x": "*bf16", "v": "*bf16", "sums": "*fp32", "tops": "*fp32", "L": INT, "H": INT, "blocks": INT, **strides},
-        {"ROWS": 128, "D": 128, "TOPS": True, "MEANS": False},
+        {"ROWS": 128, "D": 128, "SUMS": True, "TOPS": True},
         4,
         2,
     )
@@ -110,7 +109,7 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
     }
     yield Launch(
         "kv-finish-sums",
-        kv.finish_sums_kernel,
+        sums.finish_sums_kernel,
         {**dict.fromkeys(("sums", "tops", "mean", "v_scale", "pooled"), "*fp32"), **dict.fromkeys(("L", "H", "blocks"), INT)},
         {"ROWS": 128, "COUNT": 256, "D": 128, "WIDTH": 32, "MEAN": True, "TOPS": True, "POOL": True},
         8,
@@ -119,8 +118,8 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
     yield Launch(
         "kv-finish-state",
         kv.finish_state_kernel,
-        {"partial": "*fp32", "partial_totals": "*fp32", "state": "*bf16", "totals": "*fp32", "chunks": INT},
-        {"D": 128, "PART": 1024},
+        {"partial": "*fp32", "partial_totals": "*fp32", "proj": "*bf16", "state": "*bf16", "totals": "*fp32", "chunks": INT},
+        {"D": 128, "PART": 16, "PROJ": True},
         4,
         3,
     )

@@ -81,6 +81,12 @@ def preparations() -> Iterator[Config]:
     yield {"stages": 2, "warps": 8, "per_sm": 1}
 
 
+def rotations() -> Iterator[Config]:
+    """RoPE with sums of blocks: rows of a tile, and warps, at the width of the 1.3B model; the shipped configuration first."""
+    for rows, warps in ((4, 8), (8, 16), (4, 4), (2, 4), (8, 8)):
+        yield {"rows": rows, "warps": warps}
+
+
 def convolutions(outputs: int) -> Iterator[Config]:
     """Tiles of a 3x3x3 convolution by its outputs; see `kernels.conv3d` for `swap`, `group` and `tail`."""
     keys = ("BH", "BW", "K", "N1", "N2", "stages", "warps")

@@ -99,14 +99,15 @@ def absorb(
 
 @triton.jit
 def attention_kernel(
-    q, k, v, out, k_scales, v_scales, lut, state, totals, proj, proj_bias, LQ, LK, H, blocks, chosen, softmax_scale,
+    q, k, v, out, k_scales, v_scales, lut, state, totals, proj_bias, LQ, LK, H, blocks, chosen, softmax_scale,
     stride_qb, stride_ql, stride_qh, stride_kb, stride_kl, stride_kh, stride_vb, stride_vl, stride_vh,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr, TMA: tl.constexpr,
     SPARSE: tl.constexpr, LINEAR: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of one head. SPARSE: `chosen` ascending key blocks from lut int32 [B*H, query blocks, chosen].
 
-    `softmax_scale` is log2(e) / sqrt(d). The last block of the walk is the only one that can reach past LK.
+    `softmax_scale` is log2(e) / sqrt(d). LINEAR: the projection is in `state` already, see `kv.finish_state_kernel`. The last
+    block of the walk is the only one that can reach past LK.
     """
     block_m = tl.program_id(0)
     bh = tl.program_id(1)
@@ -169,10 +170,8 @@ def attention_kernel(
         feature = feature_map(full)
         weight = tl.sum(feature * tl.load(totals + bh * D + cols)[None, :], axis=1)
         square = cols[:, None] * D + cols[None, :]
-        mixed = tl.dot(feature.to(kind), tl.load(state + bh.to(tl.int64) * (D * D) + square))
-        mixed = (mixed * (1.0 / (weight + 1e-5))[:, None]).to(kind)
-        line = tl.dot(mixed, tl.trans(tl.load(proj + square))) + tl.load(proj_bias + cols).to(tl.float32)[None, :]
-        y = y.to(kind).to(tl.float32) + line.to(kind).to(tl.float32)
+        line = tl.dot(feature.to(kind), tl.load(state + bh.to(tl.int64) * (D * D) + square))
+        y += line * (1.0 / (weight + 1e-5))[:, None] + tl.load(proj_bias + cols).to(tl.float32)[None, :]
     target = out + ((batch * LQ + rows)[:, None] * H + head) * D + cols[None, :]
     tl.store(target, y.to(out.dtype.element_ty), mask=inside)
 
@@ -185,7 +184,6 @@ def launch(
     config: dict[str, Any],
     *,
     lut: Tensor | None = None,
-    proj: Tensor | None = None,
     proj_bias: Tensor | None = None,
 ) -> Tensor:
     """Run the kernel on [B, L, H, d] tensors whose last axis is contiguous; returns q's shape and dtype."""
@@ -193,7 +191,7 @@ def launch(
     rows, cols = config["BLOCK_M"], config["BLOCK_N"]
     hopper = _hopper() if config.get("gluon") else None
     if hopper is not None and hopper.suits(v, ready, rows):
-        made: Tensor = hopper.launch(q, v, ready, config, lut=lut, proj=proj, proj_bias=proj_bias)
+        made: Tensor = hopper.launch(q, v, ready, config, lut=lut, proj_bias=proj_bias)
         return made
     out = torch.empty((batch, lq, heads, d), dtype=q.dtype, device=q.device)
     int8, fp8 = ready.codes is not None, ready.v_codes is not None
@@ -206,7 +204,7 @@ def launch(
         keys = descriptor(keys.view(-1, d), cols, d)
         if fp8:
             values = descriptor(values.view(-1, values.shape[-1]), d, cols)
-    given = (ready.k_scales, ready.v_scales, lut, ready.state, ready.totals, proj, proj_bias)
+    given = (ready.k_scales, ready.v_scales, lut, ready.state, ready.totals, proj_bias)
     with on(q.device):
         attention_kernel[triton.cdiv(lq, rows), batch * heads](
             q, keys, values, out, *(out if t is None else t for t in given), lq, k.shape[1], heads, ready.blocks, chosen,

@@ -12,9 +12,18 @@ load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_glo
 
 
 @gluon.jit
-def nearest(x):
-    """x in -127..127 to the nearest int8, ties to even: adding 1.5 * 2^23 leaves no bits below the point."""
-    return ((x + 12582912.0) - 12582912.0).to(gl.int8)
+def nearest(x, unit):
+    """x * unit in -127..127 to the nearest int8, ties to even: the sum with 1.5 * 2^23 has the integer in its low byte."""
+    return gl.fma(x, unit, gl.full(x.shape, 12582912.0, gl.float32, x.type.layout)).to(gl.int32, bitcast=True).to(gl.int8)
+
+
+@gluon.jit
+def unnormalised_feature(x):
+    """(power, size) with softmax of a row of x = power / size, power in 0..1: SLA's f, see `kv.feature_map`."""
+    shift = gl.max(x, axis=1) * -1.4426950408889634
+    log2e = gl.full(x.shape, 1.4426950408889634, gl.float32, x.type.layout)
+    power = gl.exp2(gl.fma(x, log2e, shift[:, None].broadcast_to(x.shape[0], x.shape[1])))
+    return power, gl.sum(power, axis=1)
 
 
 @gluon.jit
