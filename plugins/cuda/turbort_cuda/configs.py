@@ -110,13 +110,18 @@ _ATTENTION: Mapping[int, Mapping[str, Config]] = {
     120: {"dense": _a(128, 64, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4)},
 }
 
-# Blocks of k and v are staged through shared memory: 40 KiB a stage in 16 bits, too much for two on the 99 KiB cards.
+
+def _p(warps: int, tile: int, state_warps: int, stages: int, per_sm: int, **more: Any) -> Config:
+    return {"warps": warps, "tile": tile, "state_warps": state_warps, "state_stages": stages, "per_sm": per_sm, **more}
+
+
+# Codes by block of keys; the linear state by tile, two of them (k and v) and their features in shared memory.
 _PREPARE: Mapping[int, Mapping[str, Config]] = {
-    0: {"wide": {"stages": 1, "warps": 4, "per_sm": 1}},
-    80: {"wide": {"stages": 3, "warps": 8, "per_sm": 1}},
-    86: {"wide": {"stages": 1, "warps": 8, "per_sm": 1}},
-    90: {"wide": {"stages": 1, "warps": 4, "per_sm": 2, "state_warps": 4}},
-    120: {"wide": {"stages": 1, "warps": 8, "per_sm": 1}},
+    0: {"wide": _p(4, 64, 4, 1, 1)},
+    80: {"wide": _p(8, 64, 8, 2, 2)},
+    86: {"wide": _p(8, 64, 8, 1, 1)},
+    90: {"wide": _p(4, 64, 8, 2, 2, maxnreg=128)},
+    120: {"wide": _p(8, 64, 8, 1, 1)},
 }
 
 

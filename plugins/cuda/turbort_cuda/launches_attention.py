@@ -91,22 +91,14 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
         2,
     )
     strides = {f"stride_{t}{axis}": A for t in "kv" for axis in "blh"}
-    arguments = {
-        "k": "*bf16",
-        "v": "*bf16",
-        "mean": "*fp32",
-        "v_scale": "*fp32",
-        "codes": "*i8",
-        "k_scales": "*fp32",
-        "v_codes": "*fp8e4nv" if fp8 else "*bf16",
-        "state": "*fp32",
-        "totals": "*fp32",
-        "L": INT,
-        "H": INT,
-        "blocks": INT,
-        "per_chunk": INT,
-        **strides,
-    }
+    given = {"k": "*bf16", "v": "*bf16", **dict.fromkeys(("L", "H"), INT), **strides}
+    made = {**dict.fromkeys(("mean", "v_scale", "k_scales"), "*fp32"), "codes": "*i8", "v_codes": "*fp8e4nv" if fp8 else "*bf16"}
+    c = row("prepare", capability, "wide")
+    constants = {"ROWS": 128, "D": 128, "INT8": True, "FP8": fp8}
+    yield Launch("kv-codes", kv.codes_kernel, {**given, **made, "blocks": INT}, constants, c["warps"], 3)
+    made = {"state": "*fp32", "totals": "*fp32", "tiles": INT, "per_chunk": INT}
+    constants = {"ROWS": c["tile"], "D": 128, "STAGES": c["state_stages"]}
+    yield Launch("kv-state", kv.state_kernel, {**given, **made}, constants, c["state_warps"], c["state_stages"], "bf16")
     yield Launch(
         "kv-finish-sums",
         sums.finish_sums_kernel,
@@ -123,13 +115,6 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
         4,
         3,
     )
-    c = row("prepare", capability, "wide")
-    parts = {"codes": (True, fp8, False, c["warps"]), "state": (False, False, True, c.get("state_warps"))}
-    if "state_warps" not in c:
-        parts = {"prepare": (True, fp8, True, c["warps"]), "codes": parts["codes"]}
-    for name, (int8, eight, linear, warps) in parts.items():
-        constants = {"ROWS": 128, "D": 128, "INT8": int8, "FP8": eight, "LINEAR": linear}
-        yield Launch(f"kv-{name}", kv.prepare_kernel, arguments, constants, warps, c["stages"], "bf16" if linear else None)
     yield Launch(
         "sla-choose",
         sla.choose_kernel,

@@ -72,13 +72,19 @@ def sparse(block: tuple[int, int]) -> Iterator[Config]:
 
 
 def preparations() -> Iterator[Config]:
-    """Preparing k and v for SLA: in one launch, or codes and the linear state in one each."""
-    first = {"stages": 1, "warps": 4, "per_sm": 2, "state_warps": 4}
-    yield first
-    yield {**first, "warps": 8}
-    yield {**first, "stages": 2}
-    yield {**first, "stages": 3}
-    yield {"stages": 2, "warps": 8, "per_sm": 1}
+    """Preparing k and v for SLA: warps of the codes' programs; tile, warps, stages and programs of the linear state's."""
+    keys = ("warps", "tile", "state_warps", "state_stages", "per_sm")
+    for row, more in (
+        ((4, 64, 8, 2, 2), {"maxnreg": 128}),
+        ((4, 64, 8, 3, 2), {"maxnreg": 128}),
+        ((4, 64, 4, 2, 2), {}),
+        ((4, 64, 4, 3, 2), {}),
+        ((4, 64, 8, 3, 1), {}),
+        ((4, 32, 8, 3, 2), {"maxnreg": 128}),
+        ((4, 128, 8, 2, 1), {}),
+        ((8, 64, 8, 2, 2), {"maxnreg": 128}),
+    ):
+        yield {**dict(zip(keys, row, strict=True)), **more}
 
 
 def rotations() -> Iterator[Config]:

@@ -99,14 +99,17 @@ def test_the_best_blocks_are_chosen_in_order(blocks: int, kind: str) -> None:
         assert torch.equal(sla.choose(scores, count), best.int())
 
 
-def test_the_linear_state_may_have_a_launch_of_its_own() -> None:
+@pytest.mark.parametrize(("tile", "per_sm"), [(32, 1), (64, 2), (128, 1)])
+@pytest.mark.parametrize("tokens", [1, 130, 300])
+def test_the_linear_state_is_that_of_the_definition(tokens: int, tile: int, per_sm: int) -> None:
+    """Tiles that end past the last token, chunks of unequal length, and fewer tiles than chunks."""
     draw = torch.Generator().manual_seed(0)
-    k, v = (torch.randn(1, 300, 2, 128, generator=draw).bfloat16() for _ in range(2))
-    config = {"stages": 1, "warps": 4, "per_sm": 1}
-    configs = (config, {**config, "state_warps": 4})
-    one, two = (kv.prepare(k, v, 128, int8=True, fp8=False, linear=True, config=c) for c in configs)
-    for name in ("codes", "k_scales", "state", "totals", "pooled"):
-        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    k, v = (torch.randn(1, tokens, 2, 128, generator=draw).bfloat16() for _ in range(2))
+    config = {"tile": tile, "per_sm": per_sm, "state_warps": 4, "state_stages": 1}
+    state, totals = kv.linear_state(k, v, None, config)
+    features = k.double().softmax(-1).transpose(1, 2).flatten(0, 1)
+    assert _nmse(totals, features.sum(1)) < 1e-12
+    assert _nmse(state, features.transpose(1, 2) @ v.double().transpose(1, 2).flatten(0, 1)) < 2e-5
 
 
 @pytest.mark.parametrize("scheme", SUMS)

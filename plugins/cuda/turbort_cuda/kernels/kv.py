@@ -1,9 +1,9 @@
 """Preparing keys and values for attention, once per call: two passes over them, and one over the queries for SLA.
 
 Pass 1 (`kernels.sums`): sums over blocks of tokens, from which the mean of k (smoothing) and SLA's pooled blocks follow, and the
-largest |v| per channel (e4m3 scales); sums that RoPE's kernel left behind spare reading q and k. Pass 2 (`prepare_kernel`): int8
-codes of the smoothed k with one scale per block of keys, e4m3 codes of v stored transposed and in operand order, and SLA's linear
-state f(k)^T v and sum f(k), f = softmax over the head. The projection of the linear branch is multiplied into the state.
+largest |v| per channel (e4m3 scales); sums that RoPE's kernel left behind spare reading q and k. Pass 2 (`codes_kernel`): int8
+codes of the smoothed k with one scale per block of keys, e4m3 codes of v stored transposed and in operand order. For SLA also
+(`state_kernel`) its linear state f(k)^T v and sum f(k), f = softmax over the head, into which the branch's projection goes.
 """
 
 from __future__ import annotations
@@ -73,60 +73,68 @@ def in_operand_order(v, ROWS: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def prepare_kernel(
-    k, v, mean, v_scale, codes, k_scales, v_codes, state, totals, L, H, blocks, per_chunk,
+def codes_kernel(
+    k, v, mean, v_scale, codes, k_scales, v_codes, L, H, blocks,
     stride_kb, stride_kl, stride_kh, stride_vb, stride_vl, stride_vh,
-    ROWS: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr, LINEAR: tl.constexpr,
+    ROWS: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
-    """`per_chunk` blocks of keys of one head. codes int8 [B*H, blocks*ROWS, D], v_codes e4m3 [B*H, D, blocks*ROWS].
+    """A block of keys of one head. codes int8 [B*H, blocks*ROWS, D], v_codes e4m3 [B*H, D, blocks*ROWS]."""
+    bh = tl.program_id(1).to(tl.int64)
+    batch = bh // H
+    head = bh % H
+    block = tl.program_id(0)
+    cols = tl.arange(0, D)
+    rows = block * ROWS + tl.arange(0, ROWS)
+    here = (rows < L)[:, None]
+    wide = rows.to(tl.int64)[:, None]
+    if INT8:
+        source = k + batch * stride_kb + head * stride_kh + wide * stride_kl + cols[None, :]
+        centre = tl.load(mean + bh * D + cols)
+        smooth = tl.where(here, tl.load(source, mask=here, other=0.0).to(tl.float32) - centre[None, :], 0.0)
+        amax = tl.maximum(tl.max(tl.abs(smooth)), FLOOR)
+        place = (bh * blocks * ROWS + rows)[:, None] * D + cols[None, :]
+        tl.store(codes + place, nearest_int8(smooth * (127.0 / amax)))
+        tl.store(k_scales + bh * blocks + block, amax / 127.0)
+    if FP8:
+        source = v + batch * stride_vb + head * stride_vh + wide * stride_vl + cols[None, :]
+        unit = 1.0 / tl.load(v_scale + bh * D + cols)
+        scaled = tl.load(source, mask=here, other=0.0).to(tl.float32) * unit[None, :]
+        eight = tl.minimum(tl.maximum(scaled, -448.0), 448.0).to(tl.float8e4nv)
+        place = (bh * D + cols)[:, None] * (blocks * ROWS) + rows[None, :]
+        tl.store(v_codes + place, in_operand_order(tl.trans(eight), ROWS, D))
 
-    LINEAR: state float32 [B*H, chunks, D, D] and totals [B*H, chunks, D], partial sums over this chunk.
+
+@triton.jit
+def state_kernel(
+    k, v, state, totals, L, H, tiles, per_chunk, stride_kb, stride_kl, stride_kh, stride_vb, stride_vl, stride_vh,
+    ROWS: tl.constexpr, D: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """`per_chunk` tiles of ROWS tokens of one head: their sums of f(k)^T v [D, D] and f(k) [D], float32 [B*H, chunks, ...].
+
+    A multiprocessor has two programs, each with the next tile on its way: the floor is the reading of k and v. Features are
+    added up sixteen rows apart, within threads, and across them once at the end.
     """
     bh = tl.program_id(1).to(tl.int64)
     batch = bh // H
     head = bh % H
     cols = tl.arange(0, D)
-    if INT8:
-        centre = tl.load(mean + bh * D + cols)
-    if FP8:
-        unit = 1.0 / tl.load(v_scale + bh * D + cols)
-    if LINEAR:
-        kv = tl.zeros((D, D), dtype=tl.float32)
-        total = tl.zeros((D,), dtype=tl.float32)
     k += batch * stride_kb + head * stride_kh
     v += batch * stride_vb + head * stride_vh
+    kv = tl.zeros((D, D), dtype=tl.float32)
+    total = tl.zeros((16, D), dtype=tl.float32)
     first = tl.program_id(0) * per_chunk
-    for block in range(first, tl.minimum(first + per_chunk, blocks)):
-        rows = block * ROWS + tl.arange(0, ROWS)
+    for tile in tl.range(first, tl.minimum(first + per_chunk, tiles), num_stages=STAGES):
+        rows = tile * ROWS + tl.arange(0, ROWS)
         here = (rows < L)[:, None]
         wide = rows.to(tl.int64)[:, None]
-        if INT8:
-            key = tl.load(k + wide * stride_kl + cols[None, :], mask=here, other=0.0).to(tl.float32)
-            smooth = tl.where(here, key - centre[None, :], 0.0)
-            amax = tl.maximum(tl.max(tl.abs(smooth)), FLOOR)
-            place = (bh * blocks * ROWS + rows)[:, None] * D + cols[None, :]
-            tl.store(codes + place, nearest_int8(smooth * (127.0 / amax)))
-            tl.store(k_scales + bh * blocks + block, amax / 127.0)
-        if FP8:
-            scaled = tl.load(v + wide * stride_vl + cols[None, :], mask=here, other=0.0).to(tl.float32) * unit[None, :]
-            eight = tl.minimum(tl.maximum(scaled, -448.0), 448.0).to(tl.float8e4nv)
-            place = (bh * D + cols)[:, None] * (blocks * ROWS) + rows[None, :]
-            tl.store(v_codes + place, in_operand_order(tl.trans(eight), ROWS, D))
-        if LINEAR:
-            # Read again, half a block at a time, from the L1 cache: the state leaves too few registers for whole blocks.
-            for part in tl.static_range(ROWS // 64):
-                rows = block * ROWS + part * 64 + tl.arange(0, 64)
-                here = (rows < L)[:, None]
-                wide = rows.to(tl.int64)[:, None]
-                key = tl.load(k + wide * stride_kl + cols[None, :], mask=here, other=0.0).to(tl.float32)
-                value = tl.load(v + wide * stride_vl + cols[None, :], mask=here, other=0.0)
-                feature = tl.where(here, feature_map(key), 0.0)
-                total += tl.sum(feature, axis=0)
-                kv = tl.dot(tl.trans(feature.to(value.dtype)), value, kv)
-    if LINEAR:
-        at = bh * tl.num_programs(0) + tl.program_id(0)
-        tl.store(totals + at * D + cols, total)
-        tl.store(state + at * (D * D) + cols[:, None] * D + cols[None, :], kv)
+        key = tl.load(k + wide * stride_kl + cols[None, :], mask=here, other=0.0).to(tl.float32)
+        value = tl.load(v + wide * stride_vl + cols[None, :], mask=here, other=0.0)
+        feature = tl.where(here, feature_map(key), 0.0)
+        total += tl.sum(tl.reshape(feature, (ROWS // 16, 16, D)), axis=0)
+        kv = tl.dot(tl.trans(feature.to(value.dtype)), value, kv)
+    at = bh * tl.num_programs(0) + tl.program_id(0)
+    tl.store(totals + at * D + cols, tl.sum(total, axis=0))
+    tl.store(state + at * (D * D) + cols[:, None] * D + cols[None, :], kv)
 
 
 @dataclass(frozen=True)
@@ -164,11 +172,9 @@ def prepare(
     """Both passes over k and v [B, L, H, d], last axis contiguous.
 
     sums: those of k over blocks of `rows`, if they are known; proj [d, d], in v's dtype, is multiplied into the linear state.
-    `state_warps` in the configuration: the linear state has a launch of its own with that many warps, which reads them again.
     """
     batch, length, heads, d = k.shape
     blocks, bh = triton.cdiv(length, rows), batch * heads
-    device = k.device
     if not (int8 or fp8 or linear):
         return Prepared(blocks, rows)
     tops = None
@@ -177,38 +183,45 @@ def prepare(
         sums = found if sums is None else sums
     assert sums is not None
     mean, v_scales, pooled = finish_sums(sums, tops, length, rows, pool=linear)
-    chosen = config or pick("prepare", capability(device), "wide")
-    # As many chunks as fill the card once: a program keeps a whole state in registers.
-    chunks = max(1, min(blocks, chosen["per_sm"] * multiprocessors(device) // bh)) if linear else 1
-    per_chunk = triton.cdiv(blocks, chunks)
-    chunks = triton.cdiv(blocks, per_chunk)
-    codes = torch.empty((bh, blocks * rows, d), dtype=torch.int8, device=device) if int8 else None
-    k_scales = torch.empty((bh, blocks), dtype=torch.float32, device=device) if int8 else None
-    v_codes = torch.empty((bh, d, blocks * rows), dtype=torch.float8_e4m3fn, device=device) if fp8 else None
-    partial = torch.empty((bh, chunks, d, d), dtype=torch.float32, device=device) if linear else None
-    partial_totals = torch.empty((bh, chunks, d), dtype=torch.float32, device=device) if linear else None
-    given = tuple(k if t is None else t for t in (mean, v_scales, codes, k_scales, v_codes, partial, partial_totals))
-    state = totals = None
-
-    def run(programs: int, each: int, do: tuple[bool, bool, bool], warps: int) -> None:
-        prepare_kernel[programs, bh](
-            k, v, *given, length, heads, blocks, each, *k.stride()[:3], *v.stride()[:3], rows, d, *do,
-            num_warps=warps, num_stages=chosen["stages"],
-        )  # fmt: skip
-
-    with on(device):
-        if linear and "state_warps" not in chosen:
-            run(chunks, per_chunk, (int8, fp8, True), chosen["warps"])
-        else:
-            if int8 or fp8:
-                run(blocks, 1, (int8, fp8, False), chosen["warps"])
-            if linear:
-                run(chunks, per_chunk, (False, False, True), chosen["state_warps"])
-        if linear:
-            state = torch.empty((bh, d, d), dtype=v.dtype, device=device)
-            totals = torch.empty((bh, d), dtype=torch.float32, device=device)
-            weight = partial if proj is None else proj
-            finish_state_kernel[d // 16, bh](
-                partial, partial_totals, weight, state, totals, chunks, d, 16, proj is not None, num_warps=4
-            )
+    chosen = config or pick("prepare", capability(k.device), "wide")
+    codes = torch.empty((bh, blocks * rows, d), dtype=torch.int8, device=k.device) if int8 else None
+    k_scales = torch.empty((bh, blocks), dtype=torch.float32, device=k.device) if int8 else None
+    v_codes = torch.empty((bh, d, blocks * rows), dtype=torch.float8_e4m3fn, device=k.device) if fp8 else None
+    if int8 or fp8:
+        given = tuple(k if t is None else t for t in (mean, v_scales, codes, k_scales, v_codes))
+        with on(k.device):
+            codes_kernel[blocks, bh](
+                k, v, *given, length, heads, blocks, *k.stride()[:3], *v.stride()[:3], rows, d, int8, fp8,
+                num_warps=chosen["warps"],
+            )  # fmt: skip
+    state, totals = linear_state(k, v, proj, chosen) if linear else (None, None)
     return Prepared(blocks, rows, codes, k_scales, v_codes, v_scales, state, totals, pooled)
+
+
+def linear_state(k: Tensor, v: Tensor, proj: Tensor | None, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """f(k)^T v (proj^T) [B*H, d, d] in v's dtype and sum f(k), float32 [B*H, d]; see `prepare`.
+
+    `config`: `tile` tokens at once, `state_warps`, `state_stages`, and `per_sm`, programs of a multiprocessor.
+    """
+    batch, length, heads, d = k.shape
+    bh, device = batch * heads, k.device
+    tiles = triton.cdiv(length, config["tile"])
+    # As many chunks as fill the card once: a program keeps a whole state in registers.
+    chunks = max(1, min(tiles, config["per_sm"] * multiprocessors(device) // bh))
+    each = triton.cdiv(tiles, chunks)
+    chunks = triton.cdiv(tiles, each)
+    partial = torch.empty((bh, chunks, d, d), dtype=torch.float32, device=device)
+    partial_totals = torch.empty((bh, chunks, d), dtype=torch.float32, device=device)
+    state = torch.empty((bh, d, d), dtype=v.dtype, device=device)
+    totals = torch.empty((bh, d), dtype=torch.float32, device=device)
+    stages, weight = config["state_stages"], partial if proj is None else proj
+    with on(device):
+        state_kernel[chunks, bh](
+            k, v, partial, partial_totals, length, heads, tiles, each, *k.stride()[:3], *v.stride()[:3],
+            config["tile"], d, stages, num_warps=config["state_warps"], num_stages=stages,
+            **({"maxnreg": config["maxnreg"]} if "maxnreg" in config else {}),
+        )  # fmt: skip
+        finish_state_kernel[d // 16, bh](
+            partial, partial_totals, weight, state, totals, chunks, d, 16, proj is not None, num_warps=4
+        )
+    return state, totals
