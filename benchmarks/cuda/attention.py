@@ -87,7 +87,14 @@ def _sla(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
             flop=sparse_work((64, 128)),
         )
     handed = quantize(q, "sums-64"), quantize(k, "sums-128")
-    for config in ({}, {"early": False}, {"gluon": False, "early": False}, {"gluon": False, "early": False, "stages": 2}):
+    for config in (
+        {},
+        {"biased": True},
+        {"early": False},
+        {"gluon": False, "early": False},
+        {"gluon": False, "early": False, "biased": True},
+        {"gluon": False, "early": False, "stages": 2},
+    ):
         results.time(
             f"SLA int8-fp8 with sums from RoPE {variants.label(config)}",
             lambda c=config: sla.sla_attention(*handed, v, proj, bias, topk=0.1, precision="int8-fp8", config=c),

@@ -58,6 +58,7 @@ def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch
         "LINEAR": sparse,
         "STAGES": c["stages"],
         "AHEAD": bool(c.get("ahead")) and int8,
+        "BIASED": bool(c.get("biased")) and int8,
     }
     return Launch(name, attention.attention_kernel, arguments, constants, c["warps"], c["stages"], "s8" if int8 else "bf16")
 
@@ -76,7 +77,7 @@ def _gluon(name: str, capability: int, mode: str, *, sparse: bool, early: bool =
         descriptors["state"] = f"tensordesc<bf16[128, 128],{attention_hopper.layouts(False)[1]!r}>"
     arguments = {key: kind for key, kind in plain.arguments.items() if not key.startswith(("stride_k", "stride_v"))}
     constants: dict[str, Any] = {"M": 64, "N": 128, "D": 128, "FP8": fp8, "SPARSE": sparse, "LINEAR": sparse}
-    constants |= {"STAGES": 3 if fp8 else 2, "FLOOR": 1e-8, "EARLY": early}
+    constants |= {"STAGES": 3 if fp8 else 2, "FLOOR": 1e-8, "EARLY": early, "BIASED": early}
     return Launch(name, attention_hopper.hopper_attention_kernel, arguments | descriptors, constants, 4, 2, "s8")
 
 

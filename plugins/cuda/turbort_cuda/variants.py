@@ -59,8 +59,10 @@ def dense() -> Iterator[Config]:
         (64, 128, 3, 4, True, False, True),
     ):
         yield dict(zip(keys, row, strict=True))
-    # three programs on a multiprocessor instead of two
-    yield {"BLOCK_M": 64, "BLOCK_N": 128, "stages": 2, "warps": 4, "tma": True, "ahead": False, "gluon": False, "maxnreg": 168}
+    best = {"BLOCK_M": 64, "BLOCK_N": 128, "stages": 2, "warps": 4, "tma": True, "ahead": False, "gluon": False}
+    yield {**best, "maxnreg": 168}  # three programs on a multiprocessor instead of two
+    for stages, gluon in ((3, False), (2, True), (3, True)):
+        yield {**best, "stages": stages, "gluon": gluon, "biased": True}  # see `kernels.attention.absorb`
 
 
 def sparse(block: tuple[int, int]) -> Iterator[Config]:
@@ -68,10 +70,12 @@ def sparse(block: tuple[int, int]) -> Iterator[Config]:
     base = {"tma": True, "ahead": False, "gluon": False, "early": False}
     for stages, warps, ahead in ((2, 4, False), (3, 4, False), (2, 4, True), (3, 4, True), (2, 8, False)):
         yield {**base, "stages": stages, "warps": warps, "ahead": ahead}
+    yield {**base, "stages": 3, "warps": 4, "biased": True}
     yield {**base, "stages": 2, "warps": 4, "maxnreg": 168}
     if block == GLUON:
         for stages, early in ((2, False), (3, False), (2, True), (3, True)):
             yield {**base, "stages": stages, "warps": 4, "gluon": True, "early": early}
+        yield {**base, "stages": 3, "warps": 4, "gluon": True, "early": True, "biased": True}
 
 
 def preparations() -> Iterator[Config]:

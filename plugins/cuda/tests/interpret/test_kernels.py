@@ -68,6 +68,20 @@ def test_attention_through_descriptors() -> None:
     assert torch.equal(plain, described)
 
 
+@pytest.mark.parametrize("precision", ["int8", "int8-fp8"])
+@pytest.mark.parametrize(("scale", "far"), [(1.0, 3e-6), (30.0, 2e-5)])
+def test_scores_may_become_floats_by_a_sum(precision: str, scale: float, far: float) -> None:
+    """A hundredth of the error of rounding to int8, also with scores in the hundreds, and with a tail of masked keys."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 140, 2, 128, generator=draw) for _ in range(3))
+    config = {"BLOCK_M": 64, "BLOCK_N": 128, "stages": 1, "warps": 4}
+    one, two = (
+        attention.attention((q * scale).bfloat16(), k.bfloat16(), v.bfloat16(), precision=precision, config={**config, **more})
+        for more in ({}, {"biased": True})
+    )
+    assert _nmse(two, one) < far
+
+
 @pytest.mark.parametrize("rows", [64, 128])
 def test_block_sums_have_the_bits_of_the_reference(rows: int) -> None:
     x = torch.randn(2, 3 * rows + 17, 2, 128, generator=torch.Generator().manual_seed(0)) * 100

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from turbort.errors import unknown
 from turbort.precision import ATTENTION
-from turbort_cuda.kernels.common import FLOOR, nearest_int8
+from turbort_cuda.kernels.common import FLOOR, ROUND, nearest_int8
 from turbort_cuda.kernels.kv import Prepared, feature_map, prepare
 from turbort_cuda.launch import capability, describable, descriptor, on
 from turbort_cuda.tuning import pick
@@ -62,20 +62,27 @@ def scores(
 def absorb(
     acc, total, top, s, factor, v, k_scales, block, L, bh, blocks, stride_vl,
     BLOCK_N: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr, TMA: tl.constexpr, TAIL: tl.constexpr,
+    BIASED: tl.constexpr,
 ):  # fmt: skip
-    """The new (acc, total, top) after the scores of one block of keys. TAIL masks keys at or past L; other blocks are whole."""
+    """The new (acc, total, top) after the scores of one block of keys. TAIL masks keys at or past L; other blocks are whole.
+
+    BIASED: scores become float32 by an integer sum, 1.5 * 2^23 too large, instead of a conversion; see `common.ROUND`.
+    """
     keys = block * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.arange(0, D)
-    s = s.to(tl.float32)
+    s = (s + 0x4B400000).to(tl.float32, bitcast=True) if BIASED else s.to(tl.float32)
     scale = factor
     if INT8:
         scale = factor * tl.load(k_scales + bh * blocks + block)
     if TAIL:
         s = tl.where((keys < L)[None, :], s, float("-inf"))
     # Scales are positive, so the maximum may be taken before them and one fma does scale and shift.
-    higher = tl.maximum(top, tl.max(s, axis=1) * scale)
+    most = tl.max(s, axis=1) - (ROUND if BIASED else 0.0)
+    higher = tl.maximum(top, most * scale)
     # e4m3 wants p times 448: a larger exponent gives it for nothing, and the same factor in the sum takes it out again.
     shift = (8.807354922057604 if FP8 else 0.0) - higher
+    if BIASED:
+        shift -= ROUND * scale
     p = tl.exp2(tl.fma(s, tl.broadcast_to(scale[:, None], s.shape), tl.broadcast_to(shift[:, None], s.shape)))
     fade = tl.exp2(top - higher)
     total = total * fade + tl.sum(p, axis=1)
@@ -102,7 +109,7 @@ def attention_kernel(
     q, k, v, out, k_scales, v_scales, lut, state, totals, proj_bias, LQ, LK, H, blocks, chosen, softmax_scale,
     stride_qb, stride_ql, stride_qh, stride_kb, stride_kl, stride_kh, stride_vb, stride_vl, stride_vh,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr, TMA: tl.constexpr,
-    SPARSE: tl.constexpr, LINEAR: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
+    SPARSE: tl.constexpr, LINEAR: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of one head. SPARSE: `chosen` ascending key blocks from lut int32 [B*H, query blocks, chosen].
 
@@ -145,7 +152,7 @@ def attention_kernel(
             block = tl.load(lut + step - 1) if SPARSE else step - 1
             acc, total, top = absorb(
                 acc, total, top, s, factor, v, k_scales, block, LK, bh, blocks, stride_vl,
-                BLOCK_N, D, INT8, FP8, TMA, False,
+                BLOCK_N, D, INT8, FP8, TMA, False, BIASED,
             )  # fmt: skip
             s = coming
     else:
@@ -154,11 +161,11 @@ def attention_kernel(
             s = scores(query, k, block, LK, bh, blocks, stride_kl, BLOCK_N, D, INT8, TMA, False)
             acc, total, top = absorb(
                 acc, total, top, s, factor, v, k_scales, block, LK, bh, blocks, stride_vl,
-                BLOCK_N, D, INT8, FP8, TMA, False,
+                BLOCK_N, D, INT8, FP8, TMA, False, BIASED,
             )  # fmt: skip
         s = scores(query, k, last, LK, bh, blocks, stride_kl, BLOCK_N, D, INT8, TMA, True)
     acc, total, top = absorb(
-        acc, total, top, s, factor, v, k_scales, last, LK, bh, blocks, stride_vl, BLOCK_N, D, INT8, FP8, TMA, True
+        acc, total, top, s, factor, v, k_scales, last, LK, bh, blocks, stride_vl, BLOCK_N, D, INT8, FP8, TMA, True, BIASED
     )
     y = acc * (1.0 / total)[:, None]
     if FP8:
@@ -210,7 +217,8 @@ def launch(
             q, keys, values, out, *(out if t is None else t for t in given), lq, k.shape[1], heads, ready.blocks, chosen,
             1.4426950408889634 * d**-0.5, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             rows, cols, d, int8, fp8, tma, lut is not None, ready.state is not None, config["stages"],
-            bool(config.get("ahead")) and int8, num_warps=config["warps"], num_stages=config["stages"],
+            bool(config.get("ahead")) and int8, bool(config.get("biased")) and int8,
+            num_warps=config["warps"], num_stages=config["stages"],
             **({"maxnreg": config["maxnreg"]} if "maxnreg" in config else {}),
         )  # fmt: skip
     return out

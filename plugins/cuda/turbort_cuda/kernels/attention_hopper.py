@@ -45,7 +45,7 @@ def hopper_attention_kernel(
     q, k, v, out, k_scales, v_scales, lut, state, totals, proj_bias, LQ, LK, H, blocks, chosen, softmax_scale,
     stride_qb, stride_ql, stride_qh,
     M: gl.constexpr, N: gl.constexpr, D: gl.constexpr, FP8: gl.constexpr, SPARSE: gl.constexpr, LINEAR: gl.constexpr,
-    STAGES: gl.constexpr, FLOOR: gl.constexpr, EARLY: gl.constexpr,
+    STAGES: gl.constexpr, FLOOR: gl.constexpr, EARLY: gl.constexpr, BIASED: gl.constexpr,
 ):  # fmt: skip
     """M queries of one head; arguments as `attention.attention_kernel`, k and v as tensor descriptors.
 
@@ -124,7 +124,7 @@ def hopper_attention_kernel(
         farther = block_at(lut, step + STAGES + 2, chosen, SPARSE)
         mbarrier.wait(k_ready.index(there), (step + 1) // STAGES % 2)
         coming = warpgroup_mma(query, keys.index(there).permute((1, 0)), zero_scores, use_acc=False, is_async=True)
-        p, fade, top, total = softmax_step(s, factor, scale, top, total, 0, LK, FP8, False, S, P)
+        p, fade, top, total = softmax_step(s, factor, scale, top, total, 0, LK, FP8, False, BIASED, S, P)
         mbarrier.wait(v_ready.index(here), step // STAGES % 2)
         if FP8:
             update = warpgroup_mma(p, values.index(here).permute((1, 0)), zero_update, use_acc=False, is_async=True)
@@ -152,7 +152,7 @@ def hopper_attention_kernel(
         again = gl.load(source, mask=inside, other=0.0)
 
     # The last block is the only one that can reach past LK.
-    p, fade, top, total = softmax_step(s, factor, scale, top, total, block * N, LK, FP8, True, S, P)
+    p, fade, top, total = softmax_step(s, factor, scale, top, total, block * N, LK, FP8, True, BIASED, S, P)
     here = (chosen - 1) % STAGES
     mbarrier.wait(v_ready.index(here), (chosen - 1) // STAGES % 2)
     if FP8:
@@ -244,6 +244,6 @@ def launch(
         hopper_attention_kernel[-(-lq // ROWS), batch * heads](
             q, keys, values, out, *(out if t is None else t for t in given), lq, v.shape[1], heads, ready.blocks, chosen,
             1.4426950408889634 * d**-0.5, *q.stride()[:3], ROWS, KEYS, d, fp8, lut is not None, linear,
-            config["stages"], FLOOR, early, num_warps=4,
+            config["stages"], FLOOR, early, bool(config.get("biased")), num_warps=4,
         )  # fmt: skip
     return out

@@ -28,20 +28,32 @@ def unnormalised_feature(x):
 
 @gluon.jit
 def softmax_step(
-    s, factor, scale, top, total, first, LK, FP8: gl.constexpr, TAIL: gl.constexpr, S: gl.constexpr, P: gl.constexpr
-):
-    """From int32 scores of a block that starts at key `first`: (p as left operand, fade of earlier sums, top, total)."""
+    s, factor, scale, top, total, first, LK,
+    FP8: gl.constexpr, TAIL: gl.constexpr, BIASED: gl.constexpr, S: gl.constexpr, P: gl.constexpr,
+):  # fmt: skip
+    """From int32 scores of a block that starts at key `first`: (p as left operand, fade of earlier sums, top, total).
+
+    BIASED as in `attention.absorb`.
+    """
     ROWS: gl.constexpr = s.shape[0]
     KEYS: gl.constexpr = s.shape[1]
-    x = s.to(gl.float32)
+    if BIASED:
+        x = (s + 0x4B400000).to(gl.float32, bitcast=True)
+    else:
+        x = s.to(gl.float32)
     if TAIL:
         keys = first + gl.arange(0, KEYS, layout=gl.SliceLayout(0, S))
         x = gl.where((keys < LK)[None, :], x, float("-inf"))
     unit = factor * scale
-    higher = gl.maximum(top, gl.max(x, axis=1) * unit)
+    most = gl.max(x, axis=1)
+    if BIASED:
+        most = most - 12582912.0
+    higher = gl.maximum(top, most * unit)
     shift = -higher
     if FP8:
         shift = 8.807354922057604 - higher  # p times 448; see `attention.absorb`
+    if BIASED:
+        shift = shift - 12582912.0 * unit
     p = gl.exp2(gl.fma(x, unit[:, None].broadcast_to(ROWS, KEYS), shift[:, None].broadcast_to(ROWS, KEYS)))
     fade = gl.exp2(top - higher)
     total = total * fade + gl.sum(p, axis=1)
