@@ -30,6 +30,7 @@ from turbort_cuda.kernels.hopper_parts import (
     nearest,
     softmax_step,
     spread,
+    square_in,
     thread_barrier,
     unnormalised_feature,
 )
@@ -146,7 +147,7 @@ def hopper_attention_kernel(
     kind: gl.constexpr = out.dtype.element_ty
     if EARLY:
         # Every product with keys is done, and no load of keys is under way.
-        square = keys._reinterpret(kind, [D, D], state.layout)
+        square = square_in(keys, state, kind, D)
         mbarrier.expect(square_ready.index(0), state.block_type.nbytes)
         load_tile(state, [bh * D, 0], square_ready.index(0), square)
         again = gl.load(source, mask=inside, other=0.0)

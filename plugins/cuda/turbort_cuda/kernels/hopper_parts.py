@@ -10,6 +10,18 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 thread_barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
 load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 
+REINTERPRET = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
+
+
+@gluon.jit
+def square_in(memory, descriptor, KIND: gl.constexpr, D: gl.constexpr):
+    """The start of shared memory as a square [D, D] of KIND, in the descriptor's layout."""
+    if REINTERPRET:
+        square = memory.reinterpret(KIND, [D, D], descriptor.layout)
+    else:
+        square = memory._reinterpret(KIND, [D, D], descriptor.layout)
+    return square
+
 
 @gluon.jit
 def nearest(x, unit):
