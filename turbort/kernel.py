@@ -28,7 +28,8 @@ class Call:
 
     `args` maps parameter names of the op's reference to a TensorSpec, None or a plain value.
     `consumers` are the paths of the sites that read the output, when nothing else reads it; `sources` those of the sites whose
-    outputs the arguments are made of, directly or through plain tensor functions.
+    outputs the arguments are made of, directly or through plain tensor functions. `makers` maps the names of arguments that are
+    the whole output of one site to its path.
     """
 
     op: str
@@ -37,6 +38,7 @@ class Call:
     args: Mapping[str, Any] = field(default_factory=dict)
     consumers: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    makers: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         return self.args.get(name)
@@ -47,6 +49,7 @@ class Call:
 
 
 Rejects = Callable[[Call, "Device"], "str | None"]
+Wants = Callable[[Call], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Kernel:
             kernel gets its result in place of the weight. None means the logical QTensor or tensor itself.
         emits: QTensor schemes in which it can return its output.
         capturable: whether a CUDA/NPU graph may capture it.
+        wants: the schemes in which it would rather be handed arguments of a call, by name; it takes plain ones, too.
         layout: the physical layout of activations that it takes and returns, see `turbort.layouts`.
     """
 
@@ -80,6 +84,7 @@ class Kernel:
     emits: tuple[str, ...] = ()
     capturable: bool = True
     layout: str = "row"
+    wants: Wants | None = None
 
     def load(self) -> Callable[..., Any]:
         """Import and return the target function."""

@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from turbort.errors import InputError, NoKernelError
+from turbort.handover import wanted_schemes
 from turbort.kernel import Call, Kernel
 from turbort.layouts import ROW, conversions, settle
 from turbort.plan import Choice, Plan
@@ -146,15 +147,14 @@ class Planner:
         )
 
     def fuse_quantisation(self, sites: Sequence[Sequence[Call]], choices: list[Choice]) -> list[Choice]:
-        """Let a producer hand over quantised values where every reader wants the same scheme.
+        """Let a producer hand over quantised values, or values with sums, where every reader wants the same scheme.
 
         Without this q, k and v would each quantise the same activation.
         """
-        by_path = {choice.path: choice for choice in choices}
+        wanted = wanted_schemes(sites, choices, self._kernel)
         fused = []
         for calls, choice in zip(sites, choices, strict=True):
-            readers = [by_path.get(path) for path in calls[0].consumers]
-            schemes = {PRECISIONS[reader.precision].emit if reader and reader.op == "linear" else None for reader in readers}
+            schemes = {wanted.get((choice.path, reader)) for reader in calls[0].consumers}
             scheme = schemes.pop() if len(schemes) == 1 else None
             fused.append(replace(choice, emit=scheme) if scheme and scheme in self.emits(choice) else choice)
         return fused

@@ -67,3 +67,5 @@ PRECISIONS: Mapping[str, Precision] = _table(
 FLOATS = ("fp32", "fp16", "bf16")
 LINEAR = tuple(p.name for p in PRECISIONS.values() if p.kind == "linear")
 ATTENTION = tuple(p.name for p in PRECISIONS.values() if p.kind == "attention")
+SUMS = ("sums-64", "sums-128")
+"""Schemes in which values stay as they are and bring their sums over blocks of 64 or 128 tokens along: no codes, no error."""

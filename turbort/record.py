@@ -33,6 +33,8 @@ class Recorder(TorchFunctionMode):
         self._outputs: dict[tuple[Any, ...], Any] = {}
         self._producer: dict[int, str] = {}
         self._consumers: dict[str, set[str]] = {}
+        self._whole: dict[int, str] = {}  # the only tensor that a site returned -> its path
+        self._makers: dict[str, dict[str, str | None]] = {}
         self._sources: dict[str, dict[str, None]] = {}
         self._made_of: dict[int, tuple[int, str]] = {}  # tensor -> number and path of the latest site whose output is in it
         self._keep: list[Any] = []  # tensors must outlive the recording, or their ids would be reused
@@ -41,9 +43,12 @@ class Recorder(TorchFunctionMode):
         def call(*args: Any, **kwargs: Any) -> Any:
             bound = slot.op.signature.bind(*args, **kwargs).arguments
             specs = {name: _spec(value) for name, value in bound.items()}
-            for value in bound.values():
+            makers = self._makers.setdefault(path, {})
+            for name, value in bound.items():
                 if isinstance(value, Tensor) and id(value) in self._producer:
                     self._consumers[self._producer[id(value)]].add(path)
+                maker = self._whole.get(id(value))
+                makers[name] = maker if makers.get(name, maker) == maker else None
             noted = Call(slot.op.name, path, slot.role, specs)
             seen = self.calls.setdefault(path, [])
             if noted not in seen:
@@ -55,6 +60,8 @@ class Recorder(TorchFunctionMode):
             for tensor in _tensors(output):
                 self._producer[id(tensor)] = path
                 self._made_of[id(tensor)] = len(self._keep), path
+            if isinstance(output, Tensor):
+                self._whole[id(output)] = path
             self._keep.append(output)
             return output
 
@@ -87,10 +94,12 @@ class Recorder(TorchFunctionMode):
 
     def sites(self) -> list[list[Call]]:
         """Per call site, its distinct calls, with the sites that read its output."""
-        return [
-            [replace(call, consumers=tuple(sorted(self._consumers[path])), sources=tuple(self._sources[path])) for call in calls]
-            for path, calls in self.calls.items()
-        ]
+        found = []
+        for path, calls in self.calls.items():
+            makers = {name: maker for name, maker in self._makers[path].items() if maker is not None}
+            consumers, sources = tuple(sorted(self._consumers[path])), tuple(self._sources[path])
+            found.append([replace(call, consumers=consumers, sources=sources, makers=makers) for call in calls])
+        return found
 
 
 def record(model: nn.Module, run: Callable[[], Any], prefix: str) -> list[list[Call]]:

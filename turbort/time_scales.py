@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from turbort.kernel import Call, Kernel, TensorSpec
 from turbort.plan import Choice
-from turbort.precision import PRECISIONS
+from turbort.precision import PRECISIONS, SUMS
 from turbort.roofline import WIDTHS
 from turbort.target import FALLBACK_BACKEND
 from turbort.units import format_bytes
@@ -70,7 +70,7 @@ class Sharing:
             return None
         producer = choice.emit is not None
         scheme = choice.emit if producer else PRECISIONS[choice.precision].emit
-        if scheme is None or (not producer and (choice.op != "linear" or fed)):
+        if scheme is None or scheme in SUMS or (not producer and (choice.op != "linear" or fed)):
             return None
         readers = calls[0].consumers if producer else (choice.path,)
         if not all(self._matches(path) for path in readers if path in by_path):

@@ -72,9 +72,10 @@ def _dense(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, 
 
 
 def _sla(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    from turbort_cuda.kernels import kv, sla
+    from turbort_cuda.kernels import kv, rope, sla, sums
 
     from turbort.ops.block_map import chosen_blocks
+    from turbort.quant.schemes import quantize
 
     proj, bias = torch.randn(HEAD, HEAD, device=DEVICE) * HEAD**-0.5, torch.randn(HEAD, device=DEVICE)
     proj, bias = proj.to(q.dtype), bias.to(q.dtype)
@@ -85,21 +86,47 @@ def _sla(results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) ->
             lambda p=precision: sla.sla_attention(q, k, v, proj, bias, topk=0.1, precision=p),
             flop=sparse_work((64, 128)),
         )
-    results.time("SLA part: sums of k, max of v", lambda: kv.block_sums(k, 128, v), bytes_=2.0 * tokens)
-    results.time("SLA part: sums of q", lambda: kv.block_sums(q, 64), bytes_=1.0 * tokens)
+    handed = quantize(q, "sums-64"), quantize(k, "sums-128")
+    for config in (
+        {},
+        {"biased": True},
+        {"early": False},
+        {"gluon": False, "early": False},
+        {"gluon": False, "early": False, "biased": True},
+        {"gluon": False, "early": False, "stages": 2},
+    ):
+        results.time(
+            f"SLA int8-fp8 with sums from RoPE {variants.label(config)}",
+            lambda c=config: sla.sla_attention(*handed, v, proj, bias, topk=0.1, precision="int8-fp8", config=c),
+            flop=sparse_work((64, 128)),
+        )
+    results.time("SLA part: sums of k, max of v", lambda: sums.block_sums(k, 128, v), bytes_=2.0 * tokens)
+    results.time("SLA part: max of v", lambda: sums.block_sums(None, 128, v), bytes_=1.0 * tokens)
+    results.time("SLA part: sums of q", lambda: sums.block_sums(q, 64), bytes_=1.0 * tokens)
     for config in variants.preparations():
         results.time(
-            f"SLA part: sums, scales, codes, state; {variants.label(config)}",
-            lambda c=config: kv.prepare(k, v, 128, int8=True, fp8=True, linear=True, config=c),
-            bytes_=5.0 * tokens,
+            f"SLA part: max of v, scales, codes, state; {variants.label(config)}",
+            lambda c=config: kv.prepare(k, v, 128, int8=True, fp8=True, linear=True, sums=handed[1].scales, proj=proj, config=c),
+            bytes_=4.0 * tokens,
         )
+    flat, angles = q.flatten(2), torch.rand(TOKENS, HEAD // 2, device=DEVICE)
+    given = flat, torch.ones(HEADS * HEAD, device=DEVICE), angles.cos(), angles.sin()
+    moved = 2.0 * tokens + 2.0 * angles.numel() * 4
+    results.time("SLA part: RoPE", lambda: rope.qk_norm_rope(*given, heads=HEADS), bytes_=moved)
+    for emit in ("sums-64", "sums-128"):
+        for config in variants.rotations():
+            results.time(
+                f"SLA part: RoPE -> {emit}; {variants.label(config)}",
+                lambda e=emit, c=config: rope.qk_norm_rope(*given, heads=HEADS, emit=e, config=c),
+                bytes_=moved,
+            )
     results.time(
         "dense part: sums, scales, codes",
         lambda: kv.prepare(k, v, 128, int8=True, fp8=True, linear=False),
         bytes_=5.0 * tokens,
     )
-    means, sums = kv.block_sums(q, 64, means=True)[0], kv.block_sums(k, 128, v)
-    results.time("SLA part: mean, scales, block means", lambda: kv.finish_sums(*sums, TOKENS, 128, pool=True))
-    results.time("SLA part: scores", lambda: sla.scores_of(means, sums[0]))
-    scores = sla.scores_of(means, sums[0])
+    tops = sums.block_sums(None, 128, v)[1]
+    results.time("SLA part: mean, scales, block means", lambda: sums.finish_sums(handed[1].scales, tops, TOKENS, 128, pool=True))
+    results.time("SLA part: scores", lambda: sla.scores_of(handed[0].scales, handed[1].scales))
+    scores = sla.scores_of(handed[0].scales, handed[1].scales)
     results.time("SLA part: choice", lambda: sla.choose(scores, chosen_blocks(0.1, scores.shape[-1])))

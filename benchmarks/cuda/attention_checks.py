@@ -58,7 +58,7 @@ def _sla(precision: str | None, block: tuple[int, int] = (64, 128), config: dict
 
 
 def _choice() -> Pair:
-    from turbort_cuda.kernels import kv, sla
+    from turbort_cuda.kernels import sla, sums
 
     from turbort.ops.block_map import block_map
 
@@ -66,8 +66,8 @@ def _choice() -> Pair:
     want = block_map(q, k, 0.1)
 
     def ours() -> Tensor:
-        pooled = kv.finish_sums(kv.block_sums(k, 128)[0], None, TOKENS, 128, pool=True)[2]
-        scores = sla.scores_of(kv.block_sums(q, 64, means=True)[0], pooled)
+        pooled = sums.finish_sums(sums.block_sums(k, 128)[0], None, TOKENS, 128, pool=True)[2]
+        scores = sla.scores_of(sums.block_sums(q, 64)[0], pooled)
         return sla.choose(scores, want.shape[-1])
 
     return ours, lambda: want
@@ -82,12 +82,27 @@ def tried() -> Iterator[Check]:
         for config in variants.sparse(block):
             name = f"variant sla {block[0]}x{block[1]} {variants.label(config)}"
             yield name, "int8-fp8", lambda c=config, b=block: _sla("int8-fp8", block=b, config=c)
+    for config in variants.rotations():
+        for emit in ("sums-64", "sums-128"):
+            yield f"variant rope {emit} {variants.label(config)}", "fp32", lambda c=config, e=emit: _rotated_sums(c, e)
     for config in variants.preparations():
         yield f"variant SLA state {variants.label(config)}", "bf16", lambda c=config: _state(c)
     for precision in ("int8-fp8", "int8"):
         for config in variants.dense():
             name = f"variant attention {precision} {variants.label(config)}"
             yield name, precision, lambda p=precision, c=config: _attention(p, TOKENS, config=c)
+
+
+def _rotated_sums(config: dict[str, Any], emit: str) -> Pair:
+    """Sums of what RoPE wrote against the reference's sums of it."""
+    from turbort_cuda.kernels import rope
+
+    from turbort.quant.sums import block_sums, sums_rows
+
+    angles = torch.rand(TOKENS, HEAD // 2, device=DEVICE) * 6
+    given = randn(1, TOKENS, DIM), randn(DIM, dtype=torch.float32), angles.cos(), angles.sin()
+    made = rope.qk_norm_rope(*given, heads=HEADS, emit=emit, config=config)
+    return lambda: made.scales, lambda: block_sums(made.values.float(), sums_rows(emit))[0]
 
 
 def _state(config: dict[str, Any]) -> Pair:
@@ -115,7 +130,8 @@ def gluon() -> Iterator[Check]:
 
 
 def _both(call: Callable[[dict[str, Any]], Any], **more: Any) -> Pair:
-    plain = {"BLOCK_M": 64, "BLOCK_N": 128, "stages": 2, "warps": 4, "tma": DEVICE == "cuda"}
+    # Said in full: what a configuration leaves out comes from the shipped one, and that may be the Gluon kernel.
+    plain = {"BLOCK_M": 64, "BLOCK_N": 128, "stages": 2, "warps": 4, "tma": DEVICE == "cuda", "gluon": False, "early": False}
     return lambda: call({**plain, "gluon": True, **more}), lambda: call(plain)
 
 

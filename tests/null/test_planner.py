@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from time import process_time
 from types import ModuleType
 
@@ -95,6 +96,37 @@ def test_one_producer_quantises_for_all_its_readers() -> None:
     assert plan["dit/blocks.0.norm1.op"].emit == "int8-token"
     assert plan["dit/blocks.0.ffn.gelu"].emit == "int8-token"
     assert plan["dit/head.norm.op"].emit is None
+
+
+class Summing(Picky):
+    """RoPE leaves sums behind for the attentions of `wants`, by the name of the argument."""
+
+    def __init__(self, wants: dict[str, str], emits: tuple[str, ...] = ("sums-64", "sums-128")) -> None:
+        super().__init__()
+        self.wants, self.emitted = wants, emits
+
+    def kernels(self) -> Iterable[Kernel]:
+        for kernel in super().kernels():
+            if kernel.op == "sla_attention":
+                kernel = replace(kernel, wants=lambda call: self.wants)
+            yield replace(kernel, emits=self.emitted) if kernel.op == "qk_norm_rope" else kernel
+
+
+def test_each_argument_of_an_attention_comes_with_the_sums_it_wants() -> None:
+    sparse = profile(attention={"kind": "sla", "topk": 0.1})
+    plan = make_plan(TINY, sparse, registry(Summing({"q": "sums-64", "k": "sums-128"})))
+    assert plan["dit/blocks.0.self_attn.norm_q.op"].emit == "sums-64"
+    assert plan["dit/blocks.0.self_attn.norm_k.op"].emit == "sums-128"
+    # Linears go on as before.
+    assert plan["dit/blocks.0.norm1.op"].emit == "int8-token"
+
+
+def test_sums_that_no_kernel_offers_or_nobody_wants_stay_away() -> None:
+    sparse = profile(attention={"kind": "sla", "topk": 0.1})
+    for backend in (Summing({"q": "sums-64"}, emits=()), Summing({}), Summing({"v": "sums-64"})):
+        plan = make_plan(TINY, sparse, registry(backend))
+        assert {plan[f"dit/blocks.0.self_attn.norm_{name}.op"].emit for name in "qk"} == {None}
+        assert plan["dit/blocks.0.self_attn.v.op"].emit is None
 
 
 def test_readers_of_different_precisions_keep_the_producer_wide() -> None:

@@ -16,7 +16,7 @@ from turbort.models.sites import record_dit
 from turbort.models.spec import ModelSpec
 from turbort.plan import Choice, Plan
 from turbort.planner import DTYPES, Planner, Target
-from turbort.precision import PRECISIONS
+from turbort.precision import PRECISIONS, SUMS
 from turbort.profile import Profile
 from turbort.registry import Registry
 from turbort.stand_in import steps_up
@@ -75,8 +75,12 @@ def find_groups(spec: ModelSpec, profile: Profile, registry: Registry, target: T
         frames=plan.header["frames"],
         batch=plan.header["batch"],
     )
+    # Sums along with plain values serve a reader at any precision.
     producer = {
-        reader: calls[0].path for calls in sites for reader in calls[0].consumers if choices[calls[0].path].emit is not None
+        reader: calls[0].path
+        for calls in sites
+        for reader in calls[0].consumers
+        if choices[calls[0].path].emit not in (None, *SUMS)
     }
     together: dict[str, list[list[Call]]] = {}
     for calls in sites:

@@ -61,9 +61,9 @@ class Probes:
         place = self._place[group.name]
         if group.kind == "logits":
             for target, value in zip(place, args[:2], strict=True):
-                _copy(target, value[0])
+                _copy(target, _values(value)[0])
             return
-        x = args[0].values if isinstance(args[0], QTensor) else args[0]
+        x = _values(args[0])
         _copy(place, x if x.ndim == 2 else x.flatten(0, -2))
 
     def turn(self, step: int, always: frozenset[str]) -> None:
@@ -82,6 +82,11 @@ class Probes:
                     self._last[members[row]] = value
                 buffer.zero_()  # a site that the next step does not call has no outliers there
         return list(self._last)
+
+
+def _values(x: Tensor | QTensor) -> Tensor:
+    """Codes, or plain values, which may bring sums along."""
+    return x.values if isinstance(x, QTensor) else x
 
 
 def _copy(buffer: Tensor, rows: Tensor) -> None:

@@ -9,19 +9,20 @@ from turbort.op import op
 from turbort.ops._numeric import no_autocast, wide
 from turbort.ops.attention import dense
 from turbort.ops.attention_int8 import check_precision
-from turbort.ops.block_map import block_map
+from turbort.ops.block_map import block_map, plain
 from turbort.ops.linear import float_linear
 from turbort.ops.samples_attention import sla_attention_samples
 from turbort.ops.sla_sparse import sparse_attention
 from turbort.precision import ATTENTION, FLOATS
+from turbort.quant.qtensor import QTensor
 
 EPS = 1e-5
 
 
 @op(samples=sla_attention_samples, precisions=FLOATS + ATTENTION)
 def sla_attention(
-    q: Tensor,
-    k: Tensor,
+    q: Tensor | QTensor,
+    k: Tensor | QTensor,
     v: Tensor,
     proj_weight: Tensor,
     proj_bias: Tensor,
@@ -32,7 +33,8 @@ def sla_attention(
 ) -> Tensor:
     """o = softmax attention over the chosen key blocks + (linear attention over all keys) W^T + b.
 
-    q [B, Lq, H, d], k and v [B, Lk, H, d], after norm and RoPE; proj_weight [d, d] and proj_bias [d] are shared
+    q [B, Lq, H, d], k and v [B, Lk, H, d], after norm and RoPE; q and k may bring sums over blocks of tokens along
+    (`turbort.precision.SUMS`), which need not be made then. proj_weight [d, d] and proj_bias [d] are shared
     by all heads. Returns [B, Lq, H, d] in q's dtype.
 
     * Blocks: `turbort.ops.block_map.block_map(q, k, topk, block)`.
@@ -44,9 +46,10 @@ def sla_attention(
     """
     if precision is not None:
         check_precision(precision)
-    if q.is_meta:
-        return torch.empty_like(q)
+    if q.device.type == "meta":
+        return torch.empty_like(plain(q))
     lut = block_map(q, k, topk, block)
+    q, k = plain(q), plain(k)
     every_block = lut.shape[-1] * block[1] >= k.shape[1]
     if every_block and precision is None:
         sparse = dense(q, k, v)

@@ -16,7 +16,8 @@ class QTensor:
 
     Attributes:
         scheme: how `values` and `scales` relate (`int8-token`, `int8-channel`, `int8-block128`, `fp8-token`,
-            `fp8-channel`, `int4-group128`, `bsq8`, `bsq4`); see `turbort.quant.schemes`.
+            `fp8-channel`, `int4-group128`, `bsq8`, `bsq4`, or plain values with sums: `sums-64`, `sums-128`); see
+            `turbort.quant.schemes`.
         values: quantised values in the logical shape, one value per element (int4 as int8 in [-8, 7]).
         scales: float32; its shape depends on the scheme.
         dtype: the float dtype that the values stand for; a linear returns it.

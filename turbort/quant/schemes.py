@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from turbort.errors import InputError, unknown
+from turbort.precision import SUMS
 from turbort.quant import block128, bsq, fp8, int4, int8
 from turbort.quant.qtensor import QTensor
+from turbort.quant.sums import block_sums, sums_rows
 
 SCHEMES = (
     "int8-token",
@@ -24,7 +26,11 @@ TIME_SCHEMES = ("int8-token", "fp8-token")
 
 
 def encode(x: Tensor, scheme: str, *, tile: int = 8, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes, float32 scales and tile mask of `x` in `scheme`; see the module of each family for shapes."""
+    """Codes, float32 scales and tile mask of `x` in `scheme`; see the module of each family for shapes.
+
+    `sums-64` and `sums-128` (`turbort.precision.SUMS`) leave x [B, L, H, d] as it is; their scales are its sums over blocks of
+    tokens, float32 [B, n, H, d].
+    """
     if scheme == "int8-token":
         return *int8.quantize_rows(x, int8.TOKEN_FLOOR), None
     if scheme == "int8-channel":
@@ -37,6 +43,8 @@ def encode(x: Tensor, scheme: str, *, tile: int = 8, mask: Tensor | None = None)
         return *int4.quantize_groups(x), None
     if scheme in ("bsq8", "bsq4"):
         return bsq.quantize_tiles(x, tile, int(scheme[-1]), mask)
+    if scheme in SUMS:
+        return x, block_sums(x.to(torch.float32), sums_rows(scheme))[0], None
     raise unknown("quantisation scheme", scheme, SCHEMES)
 
 
@@ -75,6 +83,8 @@ def decode(values: Tensor, scales: Tensor, scheme: str, *, tile: int = 8) -> Ten
         return int4.dequantize_groups(values, scales)
     if scheme in ("bsq8", "bsq4"):
         return bsq.dequantize_tiles(values, scales, tile)
+    if scheme in SUMS:
+        return values.to(torch.float32)
     raise unknown("quantisation scheme", scheme, SCHEMES)
 
 

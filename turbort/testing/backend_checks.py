@@ -19,6 +19,7 @@ import torch
 from turbort.backend import Device, MemoryStats, Unavailable
 from turbort.kernel import Kernel
 from turbort.op import OpSpec, Sample
+from turbort.precision import SUMS
 from turbort.quant.schemes import SCHEMES, quantize
 from turbort.testing.case import FLOAT_DTYPES, samples_of
 from turbort.testing.compare import CheckFailed
@@ -106,7 +107,7 @@ def _faults(kernel: Kernel, spec: OpSpec | None, suite: Suite) -> list[str]:
         return [f"there is no op {kernel.op!r}"]
     lines = [f"there is no precision {name!r}" for name in kernel.precisions if name not in suite.registry.precisions]
     lines += [f"{spec.name} has no contract for {name}" for name in kernel.precisions if name not in spec.precisions]
-    lines += [f"emits {name!r}, which is no scheme" for name in kernel.emits if name not in SCHEMES]
+    lines += [f"emits {name!r}, which is no scheme" for name in kernel.emits if name not in (*SCHEMES, *SUMS)]
     if kernel.emits and not spec.emits:
         lines.append(f"{spec.name} has no argument `emit`")
     if not kernel.precisions:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from turbort.backend import Backend
+from turbort.precision import SUMS
 from turbort.quant.qtensor import QTensor
+from turbort.quant.sums import block_sums, sums_rows
 from turbort.testing.case import Case
 from turbort.testing.compare import CheckFailed, Expected, Verdict, as_float64, check_form, judge
 from turbort.testing.guard import Guards, Poison, swapped, wide_rows
@@ -70,10 +73,16 @@ def check_quantised_tokens(trial: Trial) -> None:
 
 
 def check_emits(trial: Trial) -> None:
-    """The output in every scheme the kernel offers, judged after dequantising."""
+    """The output in every scheme the kernel offers, judged after dequantising; sums that come along are exactly those of it."""
     if trial.case.spec.emits and "emit" not in trial.inputs.logical:
         for scheme in trial.case.kernel.emits:
-            check_values(trial, trial.call(trial.arguments(), scheme, check="emit"), scheme, check="emit")
+            output = trial.call(trial.arguments(), scheme, check="emit")
+            check_values(trial, output, scheme, check="emit")
+            for name, leaf in leaves(output) if scheme in SUMS else ():
+                if not isinstance(leaf, QTensor) or leaf.scheme != scheme:
+                    raise CheckFailed("emit", f"{name} brings no {scheme} along")
+                if not torch.equal(leaf.scales, block_sums(leaf.values.to(torch.float32), sums_rows(scheme))[0]):
+                    raise CheckFailed("emit", f"{scheme} of {name} are not the sums in the reference's order")
 
 
 def check_shared_scales(trial: Trial) -> None:

@@ -52,6 +52,7 @@ PLANTED = (
     Planted("one_pass_variance", "layer_norm", "bf16", "budget", "t65-d1536-mean"),
     Planted("first_gate_for_the_batch", "gated_residual", "bf16", "budget", "b2-t33-d1000"),
     Planted("half_split_rope", "qk_norm_rope", "bf16", "budget", "t7-h40"),
+    Planted("sums_in_another_order", "qk_norm_rope", "bf16", "emit", "t257-h12", emits=("sums-64",)),
     Planted("norm_per_head", "qk_norm_rope", "bf16", "budget", "t7-h40"),
     Planted("erf_gelu", "gelu_quant", "fp32", "budget", "t7-d5120"),
     Planted("cache_ignored", "causal_conv3d", "bf16", "budget", "c16-o16-4x8x8-cache2"),

@@ -56,6 +56,16 @@ def half_split_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, head
     return torch.cat((a * c - b * s, a * s + b * c), -1).to(x.dtype)
 
 
+def sums_in_another_order(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, emit: str | None = None, **rest: Any) -> Any:
+    """Sums of neighbours first: right to the last bits, which decide between blocks of equal score."""
+    y = ops.qk_norm_rope(x, weight, cos, sin, emit=emit, **rest)
+    if not isinstance(y, QTensor):
+        return y
+    rows = int(y.scheme.partition("-")[2])
+    padded = F.pad(y.values.float(), (0, 0, 0, 0, 0, -x.shape[1] % rows))
+    return QTensor(y.scheme, y.values, torch.unflatten(padded, 1, (-1, rows)).cumsum(2)[:, :, -1], y.dtype)
+
+
 def norm_per_head(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, *, heads: int, eps: float = 1e-6) -> Tensor:
     """Statistics over one head instead of the full width."""
     split = x.float().view(*x.shape[:-1], heads, -1)

@@ -29,7 +29,7 @@ from turbort.errors import UnavailableError
 from turbort.kernel import Call, TensorSpec
 from turbort.plan import Choice, Plan
 from turbort.planner import DTYPES
-from turbort.precision import PRECISIONS
+from turbort.precision import PRECISIONS, SUMS
 from turbort.quant.schemes import SCHEMES, quantize
 from turbort.registry import Registry
 from turbort_cuda.arch import ARCHS
@@ -78,6 +78,7 @@ def compile_plan(
         raise UnavailableError("TRITON_INTERPRET=1 is set, and the interpreter compiles nothing", fix="unset TRITON_INTERPRET")
     calls = {site[0].path: site for site in sites}
     emitted = {path: choice.emit for choice in plan if choice.emit for path in calls[choice.path][0].consumers}
+    handed = {choice.path: choice.emit for choice in plan if choice.emit in SUMS}
     rows: list[Compiled] = []
     skipped: dict[str, str] = {}
     with _cache(out / FOLDER):
@@ -87,7 +88,7 @@ def compile_plan(
                 for choice, call in _distinct(plan, calls, emitted):
                     built.clear()
                     try:
-                        _call(choice, call, emitted.get(choice.path), registry)
+                        _call(choice, call, emitted.get(choice.path), handed, registry)
                     except Exception as error:  # noqa: BLE001 - one kernel that needs values must not end the others
                         skipped[f"{choice.kernel} {choice.op} {choice.precision}"] = _first(error)
                     for kernel in built:
@@ -119,8 +120,8 @@ def _distinct(
                 yield choice, call
 
 
-def _call(choice: Choice, call: Call, scheme: str | None, registry: Registry) -> None:
-    """Run one site's kernel on meta tensors."""
+def _call(choice: Choice, call: Call, scheme: str | None, handed: Mapping[str, str | None], registry: Registry) -> None:
+    """Run one site's kernel on meta tensors; `handed` are the schemes of producers that bring sums along."""
     from turbort import ops
 
     kernel = find_kernel(choice, registry)
@@ -132,6 +133,9 @@ def _call(choice: Choice, call: Call, scheme: str | None, registry: Registry) ->
         pack = kernel.load_pack()
         given["weight"] = pack(packed) if pack else packed
         given["x"] = quantize(given["x"], scheme) if scheme else given["x"]
+    for name, maker in call.makers.items():
+        if handed.get(maker):
+            given[name] = quantize(given[name], str(handed[maker]))
     bound_function(choice, kernel, getattr(ops, call.op))(**given)
 
 

@@ -169,28 +169,15 @@ def _passes(fp8: bool) -> Iterator[Launch]:
         8,
         3,
     )
-    yield Launch(
-        "rope",
-        rope.rope_kernel,
-        {
-            "x": "*bf16",
-            "weight": "*fp32",
-            "cos": "*fp32",
-            "sin": "*fp32",
-            "out": "*bf16",
-            "D": A,
-            "length": INT,
-            "eps": "fp32",
-            "stride_x": A,
-            "stride_cb": A,
-            "stride_cl": A,
-            "stride_sb": A,
-            "stride_sl": A,
-        },
-        {"HALF": 64, "PAIRS": 1024},
-        quant.warps_for(2048),
-        3,
-    )
+    pointers = {"x": "*bf16", "weight": "*fp32", "cos": "*fp32", "sin": "*fp32", "out": "*bf16", "sums": "*fp32"}
+    strides = dict.fromkeys(("stride_x", "stride_cb", "stride_cl", "stride_sb", "stride_sl"), A)
+    for width in (1536, 5120):
+        tile, warps = rope.tile_of(width)
+        pairs = 1024 if width == 1536 else 4096
+        for name, rows in (("rope", tile), ("rope-sums", 64)):
+            constants = {"HALF": 64, "PAIRS": pairs, "ROWS": tile, "PARTS": rows // tile, "SUMS": rows > tile}
+            arguments = {**pointers, "D": A, "length": INT, "eps": "fp32", **strides}
+            yield Launch(f"{name}-{width}", rope.rope_kernel, arguments, constants, warps, 3)
     yield Launch(
         "patchify",
         patch.patchify_kernel,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from turbort_cuda.configs import row
-from turbort_cuda.kernels import attention, kv, sla
+from turbort_cuda.kernels import attention, kv, sla, sums
 from turbort_cuda.launch_row import INT, A, Launch
 
 
@@ -23,7 +23,7 @@ def attention_launches(capability: int, fp8: bool) -> Iterator[Launch]:
 
 
 def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch:
-    c = dict(row("attention", capability, "sparse" if sparse else "dense"))
+    c = dict(row("attention", capability, "sparse" if sparse else f"dense-{mode}"))
     if sparse:
         c |= {"BLOCK_M": 64, "BLOCK_N": 128}
     int8, fp8, n = mode != "16-bit", mode == "int8-fp8", c["BLOCK_N"]
@@ -38,7 +38,6 @@ def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch
         "lut": "*i32",
         "state": "*bf16",
         "totals": "*fp32",
-        "proj": "*bf16",
         "proj_bias": "*bf16",
         "LQ": INT,
         "LK": INT,
@@ -59,6 +58,7 @@ def _attention(name: str, capability: int, mode: str, *, sparse: bool) -> Launch
         "LINEAR": sparse,
         "STAGES": c["stages"],
         "AHEAD": bool(c.get("ahead")) and int8,
+        "BIASED": bool(c.get("biased")) and int8,
     }
     return Launch(name, attention.attention_kernel, arguments, constants, c["warps"], c["stages"], "s8" if int8 else "bf16")
 
@@ -74,10 +74,10 @@ def _gluon(name: str, capability: int, mode: str, *, sparse: bool, early: bool =
         "v": f"tensordesc<{'fp8e4nv' if fp8 else 'bf16'}[128, 128],{values!r}>",
     }
     if early:
-        descriptors |= dict.fromkeys(("state", "proj"), f"tensordesc<bf16[128, 128],{attention_hopper.layouts(False)[1]!r}>")
+        descriptors["state"] = f"tensordesc<bf16[128, 128],{attention_hopper.layouts(False)[1]!r}>"
     arguments = {key: kind for key, kind in plain.arguments.items() if not key.startswith(("stride_k", "stride_v"))}
     constants: dict[str, Any] = {"M": 64, "N": 128, "D": 128, "FP8": fp8, "SPARSE": sparse, "LINEAR": sparse}
-    constants |= {"STAGES": 3 if fp8 else 2, "FLOOR": 1e-8, "EARLY": early}
+    constants |= {"STAGES": 3 if fp8 else 2, "FLOOR": 1e-8, "EARLY": early, "BIASED": early}
     return Launch(name, attention_hopper.hopper_attention_kernel, arguments | descriptors, constants, 4, 2, "s8")
 
 
@@ -85,32 +85,24 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
     strides = {f"stride_{t}{axis}": A for t in "xv" for axis in "blh"}
     yield Launch(
         "kv-sums",
-        kv.sums_kernel,
+        sums.sums_kernel,
         {"x": "*bf16", "v": "*bf16", "sums": "*fp32", "tops": "*fp32", "L": INT, "H": INT, "blocks": INT, **strides},
-        {"ROWS": 128, "D": 128, "TOPS": True, "MEANS": False},
+        {"ROWS": 128, "D": 128, "SUMS": True, "TOPS": True},
         4,
         2,
     )
     strides = {f"stride_{t}{axis}": A for t in "kv" for axis in "blh"}
-    arguments = {
-        "k": "*bf16",
-        "v": "*bf16",
-        "mean": "*fp32",
-        "v_scale": "*fp32",
-        "codes": "*i8",
-        "k_scales": "*fp32",
-        "v_codes": "*fp8e4nv" if fp8 else "*bf16",
-        "state": "*fp32",
-        "totals": "*fp32",
-        "L": INT,
-        "H": INT,
-        "blocks": INT,
-        "per_chunk": INT,
-        **strides,
-    }
+    given = {"k": "*bf16", "v": "*bf16", **dict.fromkeys(("L", "H"), INT), **strides}
+    made = {**dict.fromkeys(("mean", "v_scale", "k_scales"), "*fp32"), "codes": "*i8", "v_codes": "*fp8e4nv" if fp8 else "*bf16"}
+    c = row("prepare", capability, "wide")
+    constants = {"ROWS": 128, "D": 128, "INT8": True, "FP8": fp8}
+    yield Launch("kv-codes", kv.codes_kernel, {**given, **made, "blocks": INT}, constants, c["warps"], 3)
+    made = {"state": "*fp32", "totals": "*fp32", "tiles": INT, "per_chunk": INT}
+    constants = {"ROWS": c["tile"], "D": 128, "STAGES": c["state_stages"]}
+    yield Launch("kv-state", kv.state_kernel, {**given, **made}, constants, c["state_warps"], c["state_stages"], "bf16")
     yield Launch(
         "kv-finish-sums",
-        kv.finish_sums_kernel,
+        sums.finish_sums_kernel,
         {**dict.fromkeys(("sums", "tops", "mean", "v_scale", "pooled"), "*fp32"), **dict.fromkeys(("L", "H", "blocks"), INT)},
         {"ROWS": 128, "COUNT": 256, "D": 128, "WIDTH": 32, "MEAN": True, "TOPS": True, "POOL": True},
         8,
@@ -119,14 +111,11 @@ def _prepare(capability: int, fp8: bool) -> Iterator[Launch]:
     yield Launch(
         "kv-finish-state",
         kv.finish_state_kernel,
-        {"partial": "*fp32", "partial_totals": "*fp32", "state": "*bf16", "totals": "*fp32", "chunks": INT},
-        {"D": 128, "PART": 1024},
+        {"partial": "*fp32", "partial_totals": "*fp32", "proj": "*bf16", "state": "*bf16", "totals": "*fp32", "chunks": INT},
+        {"D": 128, "PART": 16, "PROJ": True},
         4,
         3,
     )
-    c = row("prepare", capability, "wide")
-    constants = {"ROWS": 128, "D": 128, "INT8": True, "FP8": fp8, "LINEAR": True}
-    yield Launch("kv-prepare", kv.prepare_kernel, arguments, constants, c["warps"], c["stages"], "bf16")
     yield Launch(
         "sla-choose",
         sla.choose_kernel,

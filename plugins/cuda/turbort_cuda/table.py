@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from turbort.backend import Device
 from turbort.kernel import Call, Kernel, Rejects, TensorSpec
+from turbort.precision import SUMS
 from turbort.reference import reference_kernels
 from turbort_cuda.configs import conv3d_from
 
@@ -20,6 +21,8 @@ HEAD_DIMS = (64, 128)
 INNER = "channels_last"
 WIDEST = 1 << 15
 """The widest row that one program keeps in registers."""
+WIDEST_SUMMED = 1 << 13
+"""The widest row of which `kernels.rope` can add up a block."""
 EMITS = ("int8-token", "int8-block128")
 TORCH_OPS = (
     "linear", "attention", "sla_attention", "gated_residual", "patchify", "unpatchify", "causal_conv3d", "vae_norm_silu",
@@ -59,9 +62,9 @@ def _attentions() -> Iterable[Kernel]:
         Kernel("attention", "triton-int8", dense, ("int8",), _heads, INT8, 20),
         Kernel("attention", "triton-int8-fp8", dense, ("int8-fp8",), _heads, INT8 | FP8, 20),
         Kernel("attention", "sdpa", K + "sdpa:attention", HALF, None, frozenset(), 10),
-        Kernel("sla_attention", "triton", sparse, HALF, _blocks, TRITON, 20),
-        Kernel("sla_attention", "triton-int8", sparse, ("int8",), _blocks, INT8, 20),
-        Kernel("sla_attention", "triton-int8-fp8", sparse, ("int8-fp8",), _blocks, INT8 | FP8, 20),
+        Kernel("sla_attention", "triton", sparse, HALF, _blocks, TRITON, 20, wants=_sums),
+        Kernel("sla_attention", "triton-int8", sparse, ("int8",), _blocks, INT8, 20, wants=_sums),
+        Kernel("sla_attention", "triton-int8-fp8", sparse, ("int8-fp8",), _blocks, INT8 | FP8, 20, wants=_sums),
     )
 
 
@@ -81,7 +84,7 @@ def _rows() -> Iterator[Kernel]:
     yield Kernel("quantize_time", "triton", time, FLOATS, _width, TRITON | FP8, 20, emits=("int8-token", "fp8-token"))
     yield Kernel("quantize_time", "triton-no-fp8", time, FLOATS, _width, TRITON, 10, emits=("int8-token",))
     yield Kernel("gated_residual", "triton", K + "norm:gated_residual", FLOATS, _width, TRITON, 20)
-    yield Kernel("qk_norm_rope", "triton", K + "rope:qk_norm_rope", FLOATS, _width, TRITON, 20)
+    yield Kernel("qk_norm_rope", "triton", K + "rope:qk_norm_rope", FLOATS, _blocks_of_rows, TRITON, 20, emits=SUMS)
     yield Kernel("patchify", "triton", K + "patch:patchify", FLOATS, None, TRITON, 20)
 
 
@@ -132,6 +135,20 @@ def _blocks(call: Call, device: Device) -> str | None:
     if any(edge not in (64, 128) for edge in block):
         return f"takes blocks of 64 or 128 rows, not {block[0]}x{block[1]}"
     return _heads(call, device)
+
+
+def _sums(call: Call) -> dict[str, str]:
+    """What RoPE's kernel can leave behind for the block map."""
+    block = call["block"] or (64, 128)
+    return {"q": f"sums-{block[0]}", "k": f"sums-{block[1]}"}
+
+
+def _blocks_of_rows(call: Call, device: Device) -> str | None:
+    """Refuse rows so wide that a block of 128 tokens has more tiles than RoPE's kernel has loops for."""
+    x = call["x"]
+    if isinstance(x, TensorSpec) and x.shape[-1] > WIDEST_SUMMED:
+        return f"keeps tiles of rows of at most {WIDEST_SUMMED} values, not {x.shape[-1]}"
+    return None
 
 
 def _width(call: Call, device: Device) -> str | None:

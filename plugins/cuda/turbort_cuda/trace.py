@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 CLASSES: Mapping[str, tuple[str, ...]] = {
-    "attention preparation": ("sums_kernel", "prepare_kernel", "choose_kernel", "finish_state_kernel"),
+    "attention preparation": ("sums_kernel", "codes_kernel", "choose_kernel", "state_kernel"),
     "attention": ("attention_kernel", "flash", "cudnn", "sdpa", "fmha"),
     "quantisation": ("rows_kernel", "blocks_kernel"),
     "norms and rope": ("norm_kernel", "rope_kernel"),

@@ -38,43 +38,66 @@ def linears() -> Iterator[Config]:
 
 
 def dense() -> Iterator[Config]:
-    """Tiles of dense attention; `ahead` issues the next block's products before this one's softmax."""
-    keys = ("BLOCK_M", "BLOCK_N", "stages", "warps", "tma", "ahead")
+    """Tiles of dense attention; `ahead` issues the next block's products before this one's softmax.
+
+    Every configuration says whether it is the Gluon kernel: what it leaves out, it gets from the shipped one.
+    """
+    keys = ("BLOCK_M", "BLOCK_N", "stages", "warps", "tma", "ahead", "gluon")
     for row in (
-        (128, 128, 2, 8, True, False),
-        (128, 128, 3, 8, True, False),
-        (128, 64, 3, 8, True, False),
-        (128, 64, 3, 8, True, True),
-        (128, 128, 2, 8, True, True),
-        (64, 128, 2, 4, True, False),
-        (64, 128, 3, 4, True, False),
-        (64, 64, 3, 4, True, False),
-        (64, 64, 3, 4, True, True),
+        (128, 128, 2, 8, True, False, False),
+        (128, 128, 3, 8, True, False, False),
+        (128, 64, 3, 8, True, False, False),
+        (128, 64, 3, 8, True, True, False),
+        (128, 128, 2, 8, True, True, False),
+        (64, 128, 2, 4, True, False, False),
+        (64, 128, 3, 4, True, False, False),
+        (64, 128, 3, 4, True, True, False),
+        (64, 64, 3, 4, True, False, False),
+        (64, 64, 3, 4, True, True, False),
+        (64, 64, 4, 4, True, False, False),
+        (64, 128, 2, 4, True, False, True),
+        (64, 128, 3, 4, True, False, True),
     ):
         yield dict(zip(keys, row, strict=True))
-    one = {"BLOCK_M": 64, "BLOCK_N": 128, "stages": 2, "warps": 4, "tma": True, "ahead": False}
-    yield {**one, "maxnreg": 168}  # three programs on a multiprocessor instead of two
-    yield {**one, "gluon": True}
-    yield {**one, "gluon": True, "stages": 3}
+    best = {"BLOCK_M": 64, "BLOCK_N": 128, "stages": 2, "warps": 4, "tma": True, "ahead": False, "gluon": False}
+    yield {**best, "maxnreg": 168}  # three programs on a multiprocessor instead of two
+    for stages, gluon in ((3, False), (2, True), (3, True)):
+        yield {**best, "stages": stages, "gluon": gluon, "biased": True}  # see `kernels.attention.absorb`
 
 
 def sparse(block: tuple[int, int]) -> Iterator[Config]:
     """The same for block-sparse attention, whose tiles are the geometry of the block map."""
-    for stages, warps, ahead in ((2, 4, False), (3, 4, False), (2, 4, True), (2, 8, False)):
-        yield {"stages": stages, "warps": warps, "tma": True, "ahead": ahead}
-    yield {"stages": 2, "warps": 4, "tma": True, "ahead": False, "maxnreg": 168}
+    base = {"tma": True, "ahead": False, "gluon": False, "early": False}
+    for stages, warps, ahead in ((2, 4, False), (3, 4, False), (2, 4, True), (3, 4, True), (2, 8, False)):
+        yield {**base, "stages": stages, "warps": warps, "ahead": ahead}
+    yield {**base, "stages": 3, "warps": 4, "biased": True}
+    yield {**base, "stages": 2, "warps": 4, "maxnreg": 168}
     if block == GLUON:
-        yield {"stages": 2, "warps": 4, "tma": True, "ahead": False, "gluon": True}
-        yield {"stages": 3, "warps": 4, "tma": True, "ahead": False, "gluon": True}
-        yield {"stages": 3, "warps": 4, "tma": True, "ahead": False, "gluon": True, "early": True}
+        for stages, early in ((2, False), (3, False), (2, True), (3, True)):
+            yield {**base, "stages": stages, "warps": 4, "gluon": True, "early": early}
+        yield {**base, "stages": 3, "warps": 4, "gluon": True, "early": True, "biased": True}
 
 
 def preparations() -> Iterator[Config]:
-    """Preparing k and v for SLA: in one launch, or codes and the linear state in one each."""
-    yield {"stages": 2, "warps": 8, "per_sm": 1}
-    for warps, programs in ((4, 2), (8, 2), (8, 1), (4, 3)):
-        yield {"stages": 2, "warps": 8, "per_sm": programs, "state_warps": warps}
-    yield {"stages": 1, "warps": 4, "per_sm": 2, "state_warps": 4}
+    """Preparing k and v for SLA: warps of the codes' programs; tile, warps, stages and programs of the linear state's."""
+    keys = ("warps", "tile", "state_warps", "state_stages", "per_sm")
+    for row, more in (
+        ((4, 64, 8, 2, 2), {"maxnreg": 128}),
+        ((4, 64, 8, 3, 2), {"maxnreg": 128}),
+        ((4, 64, 4, 2, 2), {}),
+        ((4, 64, 4, 3, 2), {}),
+        ((4, 64, 8, 3, 1), {}),
+        ((4, 32, 8, 3, 2), {"maxnreg": 128}),
+        ((4, 128, 8, 2, 1), {}),
+        ((8, 64, 8, 2, 2), {"maxnreg": 128}),
+    ):
+        yield {**dict(zip(keys, row, strict=True)), **more}
+
+
+def rotations() -> Iterator[Config]:
+    """RoPE with sums of blocks: rows of a tile, and warps, at the width of the 1.3B model; the shipped configuration first."""
+    for rows, warps in ((4, 8), (8, 16), (4, 4), (2, 4), (8, 8)):
+        yield {"rows": rows, "warps": warps}
 
 
 def convolutions(outputs: int) -> Iterator[Config]:

@@ -12,6 +12,7 @@ from turbort.errors import InputError
 from turbort.ops import attention, block_map, sla_attention
 from turbort.ops.block_map import chosen_blocks, pooled_scores, tree_sum
 from turbort.ops.sla import linear_branch, sparse_attention
+from turbort.quant.schemes import quantize
 
 few = examples(20)
 D = 16
@@ -212,3 +213,19 @@ def test_an_empty_block_is_refused():
     q, k, _ = draw(8)
     with pytest.raises(InputError, match="block"):
         block_map(q, k, 0.5, (0, 8))
+
+
+@pytest.mark.parametrize("block", [(64, 128), (128, 64)])
+def test_sums_that_come_along_choose_the_same_blocks(block):
+    """Whether q, k or both bring the sums of their blocks; sums over blocks of another size are made anew."""
+    q, k = (torch.randn(2, 333, 2, 16, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in (0, 1))
+    scores = pooled_scores(q, k, block)
+    assert torch.equal(scores, pooled_scores(quantize(q, f"sums-{block[0]}"), quantize(k, f"sums-{block[1]}"), block))
+    assert torch.equal(scores, pooled_scores(q, quantize(k, f"sums-{block[0]}"), block))
+
+
+def test_sums_leave_the_values_alone():
+    x = torch.randn(1, 70, 2, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    summed = quantize(x, "sums-64")
+    assert torch.equal(summed.dequantize(), x)
+    torch.testing.assert_close(summed.scales[:, 1], x[:, 64:].float().sum(1))

@@ -7,12 +7,15 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed; `pip install triton` brings the interpreter")
 
-from turbort_cuda.kernels import attention, kv, linear8, linear_bsq, norm, sla, vae
+from turbort_cuda.kernels import attention, kv, linear8, linear_bsq, norm, rope, sla, sums, vae
 
 from turbort import ops
-from turbort.ops.block_map import block_map, tree_sum
-from turbort.ops.block_map import block_sums as reference_sums
+from turbort.ops.block_map import block_map
+from turbort.precision import SUMS
+from turbort.quant.qtensor import QTensor
 from turbort.quant.schemes import quantize
+from turbort.quant.sums import block_sums as reference_sums
+from turbort.quant.sums import tree_sum
 
 
 def _nmse(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -65,18 +68,38 @@ def test_attention_through_descriptors() -> None:
     assert torch.equal(plain, described)
 
 
+@pytest.mark.parametrize("precision", ["int8", "int8-fp8"])
+@pytest.mark.parametrize(("scale", "far"), [(1.0, 3e-6), (30.0, 2e-5)])
+def test_scores_may_become_floats_by_a_sum(precision: str, scale: float, far: float) -> None:
+    """A hundredth of the error of rounding to int8, also with scores in the hundreds, and with a tail of masked keys."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 140, 2, 128, generator=draw) for _ in range(3))
+    config = {"BLOCK_M": 64, "BLOCK_N": 128, "stages": 1, "warps": 4}
+    one, two = (
+        attention.attention((q * scale).bfloat16(), k.bfloat16(), v.bfloat16(), precision=precision, config={**config, **more})
+        for more in ({}, {"biased": True})
+    )
+    assert _nmse(two, one) < far
+
+
 @pytest.mark.parametrize("rows", [64, 128])
 def test_block_sums_have_the_bits_of_the_reference(rows: int) -> None:
     x = torch.randn(2, 3 * rows + 17, 2, 128, generator=torch.Generator().manual_seed(0)) * 100
-    assert torch.equal(kv.block_sums(x, rows)[0], reference_sums(x, rows)[0])
+    found = sums.block_sums(x, rows)[0]
+    assert found is not None
+    assert torch.equal(found, reference_sums(x, rows)[0])
 
 
 def test_chosen_blocks_are_those_of_the_reference() -> None:
     draw = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, 900, 2, 128, generator=draw).bfloat16() for _ in range(2))
-    pooled = kv.finish_sums(kv.block_sums(k, 128)[0], None, 900, 128, pool=True)[2]
+    k_sums = sums.block_sums(k, 128)[0]
+    assert k_sums is not None
+    pooled = sums.finish_sums(k_sums, None, 900, 128, pool=True)[2]
     assert pooled is not None
-    scores = sla.scores_of(kv.block_sums(q, 64, means=True)[0], pooled)
+    q_sums = sums.block_sums(q, 64)[0]
+    assert q_sums is not None
+    scores = sla.scores_of(q_sums, pooled)
     assert torch.equal(sla.choose(scores, 3), block_map(q, k, 0.4)[..., :3])
 
 
@@ -90,14 +113,72 @@ def test_the_best_blocks_are_chosen_in_order(blocks: int, kind: str) -> None:
         assert torch.equal(sla.choose(scores, count), best.int())
 
 
-def test_the_linear_state_may_have_a_launch_of_its_own() -> None:
+@pytest.mark.parametrize(("tile", "per_sm"), [(32, 1), (64, 2), (128, 1)])
+@pytest.mark.parametrize("tokens", [1, 130, 300])
+def test_the_linear_state_is_that_of_the_definition(tokens: int, tile: int, per_sm: int) -> None:
+    """Tiles that end past the last token, chunks of unequal length, and fewer tiles than chunks."""
     draw = torch.Generator().manual_seed(0)
-    k, v = (torch.randn(1, 300, 2, 128, generator=draw).bfloat16() for _ in range(2))
-    config = {"stages": 1, "warps": 4, "per_sm": 1}
-    configs = (config, {**config, "state_warps": 4})
-    one, two = (kv.prepare(k, v, 128, int8=True, fp8=False, linear=True, config=c) for c in configs)
-    for name in ("codes", "k_scales", "state", "totals", "pooled"):
-        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    k, v = (torch.randn(1, tokens, 2, 128, generator=draw).bfloat16() for _ in range(2))
+    config = {"tile": tile, "per_sm": per_sm, "state_warps": 4, "state_stages": 1}
+    state, totals = kv.linear_state(k, v, None, config)
+    features = k.double().softmax(-1).transpose(1, 2).flatten(0, 1)
+    assert _nmse(totals, features.sum(1)) < 1e-12
+    assert _nmse(state, features.transpose(1, 2) @ v.double().transpose(1, 2).flatten(0, 1)) < 2e-5
+
+
+@pytest.mark.parametrize("scheme", SUMS)
+@pytest.mark.parametrize(("batch", "tokens", "heads", "d"), [(2, 333, 2, 128), (1, 64, 3, 64), (1, 5, 12, 128)])
+def test_rotation_leaves_the_sums_of_the_reference_behind(scheme: str, batch: int, tokens: int, heads: int, d: int) -> None:
+    """Bit by bit the sums of what was written, in the reference's order, and the same values as without sums."""
+    draw = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(batch, tokens, heads * d, generator=draw).bfloat16(), torch.rand(heads * d, generator=draw)
+    angles = torch.rand(tokens, d // 2, generator=draw)
+    given = x, weight, angles.cos(), angles.sin()
+    got = rope.qk_norm_rope(*given, heads=heads, emit=scheme)
+    assert isinstance(got, QTensor)
+    assert torch.equal(got.values, rope.qk_norm_rope(*given, heads=heads))
+    assert torch.equal(got.scales, reference_sums(got.values.float(), int(scheme[5:]))[0])
+
+
+@pytest.mark.parametrize("config", [{"rows": 1, "warps": 4}, {"rows": 8, "warps": 8}])
+def test_tiles_of_any_height_add_up_to_the_same_sums(config: dict[str, int]) -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, angles = torch.randn(1, 100, 256, generator=draw) * 100, torch.rand(100, 64, generator=draw)
+    given = x, torch.ones(256), angles.cos(), angles.sin()
+    one, two = (rope.qk_norm_rope(*given, heads=2, emit="sums-64", config=c) for c in (None, config))
+    assert isinstance(one, QTensor)
+    assert isinstance(two, QTensor)
+    assert torch.equal(two.scales, reference_sums(two.values, 64)[0])
+    assert _nmse(two.values, one.values) < 1e-12
+
+
+@pytest.mark.parametrize("precision", [None, "int8"])
+def test_sums_that_come_along_change_nothing(precision: str | None) -> None:
+    """Also where one of the two has none, or sums over blocks of another size."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 300, 2, 128, generator=draw).bfloat16() for _ in range(3))
+    proj, bias = torch.randn(128, 128, generator=draw).bfloat16() / 11, torch.randn(128, generator=draw).bfloat16()
+
+    def run(*given: torch.Tensor | QTensor) -> torch.Tensor:
+        return sla.sla_attention(*given, v, proj, bias, topk=0.4, precision=precision)  # type: ignore[arg-type]
+
+    plain = run(q, k)
+    for schemes in (("sums-64", "sums-128"), ("sums-128", "sums-128"), ("sums-64", "sums-64")):
+        assert torch.equal(plain, run(quantize(q, schemes[0]), quantize(k, schemes[1])))
+    assert torch.equal(plain, run(q, quantize(k, "sums-128")))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_projection_is_multiplied_into_the_state(dtype: torch.dtype) -> None:
+    """Rounded once, at the end: as exact as 16 bits are."""
+    draw = torch.Generator().manual_seed(0)
+    k, v = (torch.randn(1, 300, 2, 128, generator=draw).to(dtype) for _ in range(2))
+    proj = (torch.randn(128, 128, generator=draw) / 11).to(dtype)
+    state = kv.prepare(k, v, 128, int8=False, fp8=False, linear=True, proj=proj).state
+    assert state is not None
+    features = k.double().softmax(-1).to(dtype).double()
+    want = features.transpose(1, 2).transpose(-1, -2) @ v.double().transpose(1, 2) @ proj.double().t()
+    assert _nmse(state, want.flatten(0, 1)) < (1e-5 if dtype == torch.bfloat16 else 1e-6)
 
 
 def test_equal_scores_go_to_the_lower_block() -> None:
@@ -126,8 +207,9 @@ def test_upsampling_at_the_low_resolution(batch: int, outputs: int) -> None:
 def test_means_of_blocks_have_the_bits_of_the_reference(blocks: int) -> None:
     """Powers of two are summed in the kernel, other numbers of blocks by torch; both in the reference's order."""
     k = torch.randn(2, 64 * blocks - 13, 1, 64, generator=torch.Generator().manual_seed(0)) * 100
-    sums = kv.block_sums(k, 64)[0]
-    mean, _, pooled = kv.finish_sums(sums, None, k.shape[1], 64, pool=True)
+    found = sums.block_sums(k, 64)[0]
+    assert found is not None
+    mean, _, pooled = sums.finish_sums(found, None, k.shape[1], 64, pool=True)
     want_sums, counts = reference_sums(k, 64)
     want = tree_sum(want_sums, dim=1) / k.shape[1]
     assert torch.equal(mean.view(2, 1, 64), want)

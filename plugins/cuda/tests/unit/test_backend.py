@@ -160,6 +160,8 @@ def test_plan_for_an_h200(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows["attention", "attn.cross"] == {"cuda/sdpa"}
     assert rows["norm_modulate", "norm"] == {"cuda/triton -> int8-token"}
     assert rows["gelu_quant", "ffn.gelu"] == {"cuda/triton -> int8-token"}
+    # q's and k's; RoPE's sums are those of SLA's blocks.
+    assert rows["qk_norm_rope", "norm"] == {"cuda/triton -> sums-64", "cuda/triton -> sums-128"}
     assert rows["causal_conv3d", "vae"] == {"cuda/cudnn", "cuda/triton"}
 
 

@@ -86,11 +86,21 @@ def test_the_fastest_configuration_that_runs_is_kept(tuning_file: Path) -> None:
     assert tuning.pick("attention", 90, "dense-int8-fp8") == row("attention", 90, "dense-int8-fp8")
 
 
+def test_a_variant_of_attention_says_all_that_the_shipped_configuration_turns_on() -> None:
+    """What it leaves out comes from there: a Triton variant that does not say so would run, and be timed, as the Gluon kernel."""
+    contests = [(f"dense-{precision}", variants.dense()) for precision in ("int8", "int8-fp8")]
+    contests += [(f"sparse-{block[0]}x{block[1]}", variants.sparse(block)) for block in variants.BLOCKS]
+    for shape, rows in contests:
+        shipped = row("attention", 90, shape)
+        needed = {key for key, value in shipped.items() if value} - {"BLOCK_M", "BLOCK_N"}
+        assert all(needed <= set(config) for config in rows), shape
+
+
 def test_every_variant_is_known_to_its_kernel() -> None:
     attention = [*variants.dense(), *(config for block in variants.BLOCKS for config in variants.sparse(block))]
     for table, rows in (("linear8", variants.linears()), ("attention", attention)):
         shipped = row(table, 90, "wide" if table == "linear8" else "dense")
-        known = {*shipped, "ahead", "flatten", "per_sm", "maxnreg", "gluon", "early"}
+        known = {*shipped, "ahead", "flatten", "per_sm", "maxnreg", "gluon", "early", "biased"}
         assert all(set(config) <= known for config in rows)
     known = {*row("conv3d", 90, "o96"), "group", "tail", "flatten", "per_sm"}
     for outputs in (3, 96, 192, 384):
@@ -107,6 +117,8 @@ def test_every_variant_is_known_to_its_kernel() -> None:
         ("attention_kernel", "attention"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma", "attention"),
         ("finish_sums_kernel", "attention preparation"),
+        ("codes_kernel", "attention preparation"),
+        ("state_kernel", "attention preparation"),
         ("rows_kernel", "quantisation"),
         ("void at::native::CatArrayBatchedCopy", "copies"),
         ("void at::native::vectorized_elementwise_kernel", "other"),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from turbort.errors import unknown
 from turbort.precision import ATTENTION
-from turbort_cuda.kernels.common import FLOOR, nearest_int8
+from turbort_cuda.kernels.common import FLOOR, ROUND, nearest_int8
 from turbort_cuda.kernels.kv import Prepared, feature_map, prepare
 from turbort_cuda.launch import capability, describable, descriptor, on
 from turbort_cuda.tuning import pick
@@ -62,20 +62,27 @@ def scores(
 def absorb(
     acc, total, top, s, factor, v, k_scales, block, L, bh, blocks, stride_vl,
     BLOCK_N: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr, TMA: tl.constexpr, TAIL: tl.constexpr,
+    BIASED: tl.constexpr,
 ):  # fmt: skip
-    """The new (acc, total, top) after the scores of one block of keys. TAIL masks keys at or past L; other blocks are whole."""
+    """The new (acc, total, top) after the scores of one block of keys. TAIL masks keys at or past L; other blocks are whole.
+
+    BIASED: scores become float32 by an integer sum, 1.5 * 2^23 too large, instead of a conversion; see `common.ROUND`.
+    """
     keys = block * BLOCK_N + tl.arange(0, BLOCK_N)
     cols = tl.arange(0, D)
-    s = s.to(tl.float32)
+    s = (s + 0x4B400000).to(tl.float32, bitcast=True) if BIASED else s.to(tl.float32)
     scale = factor
     if INT8:
         scale = factor * tl.load(k_scales + bh * blocks + block)
     if TAIL:
         s = tl.where((keys < L)[None, :], s, float("-inf"))
     # Scales are positive, so the maximum may be taken before them and one fma does scale and shift.
-    higher = tl.maximum(top, tl.max(s, axis=1) * scale)
+    most = tl.max(s, axis=1) - (ROUND if BIASED else 0.0)
+    higher = tl.maximum(top, most * scale)
     # e4m3 wants p times 448: a larger exponent gives it for nothing, and the same factor in the sum takes it out again.
     shift = (8.807354922057604 if FP8 else 0.0) - higher
+    if BIASED:
+        shift -= ROUND * scale
     p = tl.exp2(tl.fma(s, tl.broadcast_to(scale[:, None], s.shape), tl.broadcast_to(shift[:, None], s.shape)))
     fade = tl.exp2(top - higher)
     total = total * fade + tl.sum(p, axis=1)
@@ -99,14 +106,15 @@ def absorb(
 
 @triton.jit
 def attention_kernel(
-    q, k, v, out, k_scales, v_scales, lut, state, totals, proj, proj_bias, LQ, LK, H, blocks, chosen, softmax_scale,
+    q, k, v, out, k_scales, v_scales, lut, state, totals, proj_bias, LQ, LK, H, blocks, chosen, softmax_scale,
     stride_qb, stride_ql, stride_qh, stride_kb, stride_kl, stride_kh, stride_vb, stride_vl, stride_vh,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr, TMA: tl.constexpr,
-    SPARSE: tl.constexpr, LINEAR: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr,
+    SPARSE: tl.constexpr, LINEAR: tl.constexpr, STAGES: tl.constexpr, AHEAD: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M queries of one head. SPARSE: `chosen` ascending key blocks from lut int32 [B*H, query blocks, chosen].
 
-    `softmax_scale` is log2(e) / sqrt(d). The last block of the walk is the only one that can reach past LK.
+    `softmax_scale` is log2(e) / sqrt(d). LINEAR: the projection is in `state` already, see `kv.finish_state_kernel`. The last
+    block of the walk is the only one that can reach past LK.
     """
     block_m = tl.program_id(0)
     bh = tl.program_id(1)
@@ -144,7 +152,7 @@ def attention_kernel(
             block = tl.load(lut + step - 1) if SPARSE else step - 1
             acc, total, top = absorb(
                 acc, total, top, s, factor, v, k_scales, block, LK, bh, blocks, stride_vl,
-                BLOCK_N, D, INT8, FP8, TMA, False,
+                BLOCK_N, D, INT8, FP8, TMA, False, BIASED,
             )  # fmt: skip
             s = coming
     else:
@@ -153,11 +161,11 @@ def attention_kernel(
             s = scores(query, k, block, LK, bh, blocks, stride_kl, BLOCK_N, D, INT8, TMA, False)
             acc, total, top = absorb(
                 acc, total, top, s, factor, v, k_scales, block, LK, bh, blocks, stride_vl,
-                BLOCK_N, D, INT8, FP8, TMA, False,
+                BLOCK_N, D, INT8, FP8, TMA, False, BIASED,
             )  # fmt: skip
         s = scores(query, k, last, LK, bh, blocks, stride_kl, BLOCK_N, D, INT8, TMA, True)
     acc, total, top = absorb(
-        acc, total, top, s, factor, v, k_scales, last, LK, bh, blocks, stride_vl, BLOCK_N, D, INT8, FP8, TMA, True
+        acc, total, top, s, factor, v, k_scales, last, LK, bh, blocks, stride_vl, BLOCK_N, D, INT8, FP8, TMA, True, BIASED
     )
     y = acc * (1.0 / total)[:, None]
     if FP8:
@@ -169,10 +177,8 @@ def attention_kernel(
         feature = feature_map(full)
         weight = tl.sum(feature * tl.load(totals + bh * D + cols)[None, :], axis=1)
         square = cols[:, None] * D + cols[None, :]
-        mixed = tl.dot(feature.to(kind), tl.load(state + bh.to(tl.int64) * (D * D) + square))
-        mixed = (mixed * (1.0 / (weight + 1e-5))[:, None]).to(kind)
-        line = tl.dot(mixed, tl.trans(tl.load(proj + square))) + tl.load(proj_bias + cols).to(tl.float32)[None, :]
-        y = y.to(kind).to(tl.float32) + line.to(kind).to(tl.float32)
+        line = tl.dot(feature.to(kind), tl.load(state + bh.to(tl.int64) * (D * D) + square))
+        y += line * (1.0 / (weight + 1e-5))[:, None] + tl.load(proj_bias + cols).to(tl.float32)[None, :]
     target = out + ((batch * LQ + rows)[:, None] * H + head) * D + cols[None, :]
     tl.store(target, y.to(out.dtype.element_ty), mask=inside)
 
@@ -185,7 +191,6 @@ def launch(
     config: dict[str, Any],
     *,
     lut: Tensor | None = None,
-    proj: Tensor | None = None,
     proj_bias: Tensor | None = None,
 ) -> Tensor:
     """Run the kernel on [B, L, H, d] tensors whose last axis is contiguous; returns q's shape and dtype."""
@@ -193,7 +198,7 @@ def launch(
     rows, cols = config["BLOCK_M"], config["BLOCK_N"]
     hopper = _hopper() if config.get("gluon") else None
     if hopper is not None and hopper.suits(v, ready, rows):
-        made: Tensor = hopper.launch(q, v, ready, config, lut=lut, proj=proj, proj_bias=proj_bias)
+        made: Tensor = hopper.launch(q, v, ready, config, lut=lut, proj_bias=proj_bias)
         return made
     out = torch.empty((batch, lq, heads, d), dtype=q.dtype, device=q.device)
     int8, fp8 = ready.codes is not None, ready.v_codes is not None
@@ -206,13 +211,14 @@ def launch(
         keys = descriptor(keys.view(-1, d), cols, d)
         if fp8:
             values = descriptor(values.view(-1, values.shape[-1]), d, cols)
-    given = (ready.k_scales, ready.v_scales, lut, ready.state, ready.totals, proj, proj_bias)
+    given = (ready.k_scales, ready.v_scales, lut, ready.state, ready.totals, proj_bias)
     with on(q.device):
         attention_kernel[triton.cdiv(lq, rows), batch * heads](
             q, keys, values, out, *(out if t is None else t for t in given), lq, k.shape[1], heads, ready.blocks, chosen,
             1.4426950408889634 * d**-0.5, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
             rows, cols, d, int8, fp8, tma, lut is not None, ready.state is not None, config["stages"],
-            bool(config.get("ahead")) and int8, num_warps=config["warps"], num_stages=config["stages"],
+            bool(config.get("ahead")) and int8, bool(config.get("biased")) and int8,
+            num_warps=config["warps"], num_stages=config["stages"],
             **({"maxnreg": config["maxnreg"]} if "maxnreg" in config else {}),
         )  # fmt: skip
     return out

@@ -10,29 +10,62 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 thread_barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
 load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 
+REINTERPRET = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
+
 
 @gluon.jit
-def nearest(x):
-    """x in -127..127 to the nearest int8, ties to even: adding 1.5 * 2^23 leaves no bits below the point."""
-    return ((x + 12582912.0) - 12582912.0).to(gl.int8)
+def square_in(memory, descriptor, KIND: gl.constexpr, D: gl.constexpr):
+    """The start of shared memory as a square [D, D] of KIND, in the descriptor's layout."""
+    if REINTERPRET:
+        square = memory.reinterpret(KIND, [D, D], descriptor.layout)
+    else:
+        square = memory._reinterpret(KIND, [D, D], descriptor.layout)
+    return square
+
+
+@gluon.jit
+def nearest(x, unit):
+    """x * unit in -127..127 to the nearest int8, ties to even: the sum with 1.5 * 2^23 has the integer in its low byte."""
+    return gl.fma(x, unit, gl.full(x.shape, 12582912.0, gl.float32, x.type.layout)).to(gl.int32, bitcast=True).to(gl.int8)
+
+
+@gluon.jit
+def unnormalised_feature(x):
+    """(power, size) with softmax of a row of x = power / size, power in 0..1: SLA's f, see `kv.feature_map`."""
+    shift = gl.max(x, axis=1) * -1.4426950408889634
+    log2e = gl.full(x.shape, 1.4426950408889634, gl.float32, x.type.layout)
+    power = gl.exp2(gl.fma(x, log2e, shift[:, None].broadcast_to(x.shape[0], x.shape[1])))
+    return power, gl.sum(power, axis=1)
 
 
 @gluon.jit
 def softmax_step(
-    s, factor, scale, top, total, first, LK, FP8: gl.constexpr, TAIL: gl.constexpr, S: gl.constexpr, P: gl.constexpr
-):
-    """From int32 scores of a block that starts at key `first`: (p as left operand, fade of earlier sums, top, total)."""
+    s, factor, scale, top, total, first, LK,
+    FP8: gl.constexpr, TAIL: gl.constexpr, BIASED: gl.constexpr, S: gl.constexpr, P: gl.constexpr,
+):  # fmt: skip
+    """From int32 scores of a block that starts at key `first`: (p as left operand, fade of earlier sums, top, total).
+
+    BIASED as in `attention.absorb`.
+    """
     ROWS: gl.constexpr = s.shape[0]
     KEYS: gl.constexpr = s.shape[1]
-    x = s.to(gl.float32)
+    if BIASED:
+        x = (s + 0x4B400000).to(gl.float32, bitcast=True)
+    else:
+        x = s.to(gl.float32)
     if TAIL:
         keys = first + gl.arange(0, KEYS, layout=gl.SliceLayout(0, S))
         x = gl.where((keys < LK)[None, :], x, float("-inf"))
     unit = factor * scale
-    higher = gl.maximum(top, gl.max(x, axis=1) * unit)
+    most = gl.max(x, axis=1)
+    if BIASED:
+        most = most - 12582912.0
+    higher = gl.maximum(top, most * unit)
     shift = -higher
     if FP8:
         shift = 8.807354922057604 - higher  # p times 448; see `attention.absorb`
+    if BIASED:
+        shift = shift - 12582912.0 * unit
     p = gl.exp2(gl.fma(x, unit[:, None].broadcast_to(ROWS, KEYS), shift[:, None].broadcast_to(ROWS, KEYS)))
     fade = gl.exp2(top - higher)
     total = total * fade + gl.sum(p, axis=1)

@@ -1,8 +1,9 @@
 """Preparing keys and values for attention, once per call: two passes over them, and one over the queries for SLA.
 
-Pass 1 (`sums_kernel`): sums over blocks of tokens, from which the mean of k (smoothing) and SLA's pooled blocks follow, and the
-largest |v| per channel (e4m3 scales). Pass 2 (`prepare_kernel`): int8 codes of the smoothed k with one scale per block of keys,
-e4m3 codes of v stored transposed and in operand order, and SLA's linear state f(k)^T v and sum f(k), f = softmax over the head.
+Pass 1 (`kernels.sums`): sums over blocks of tokens, from which the mean of k (smoothing) and SLA's pooled blocks follow, and the
+largest |v| per channel (e4m3 scales); sums that RoPE's kernel left behind spare reading q and k. Pass 2 (`codes_kernel`): int8
+codes of the smoothed k with one scale per block of keys, e4m3 codes of v stored transposed and in operand order. For SLA also
+(`state_kernel`) its linear state f(k)^T v and sum f(k), f = softmax over the head, into which the branch's projection goes.
 """
 
 from __future__ import annotations
@@ -16,34 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from turbort.ops.block_map import tree_sum
 from turbort_cuda.kernels.common import FLOOR, nearest_int8
+from turbort_cuda.kernels.sums import block_sums, finish_sums
 from turbort_cuda.launch import capability, multiprocessors, on
 from turbort_cuda.tuning import pick
-
-
-@triton.jit
-def folded(x, ROWS: tl.constexpr, D: tl.constexpr):
-    """Sum of x [ROWS, D] over rows, adding the upper half to the lower half again and again: one order on every device.
-
-    ROWS is a power of two from 16 to 1024.
-    """
-    if ROWS >= 1024:
-        x = tl.sum(tl.reshape(x, (2, 512, D)), axis=0)
-    if ROWS >= 512:
-        x = tl.sum(tl.reshape(x, (2, 256, D)), axis=0)
-    if ROWS >= 256:
-        x = tl.sum(tl.reshape(x, (2, 128, D)), axis=0)
-    if ROWS >= 128:
-        x = tl.sum(tl.reshape(x, (2, 64, D)), axis=0)
-    if ROWS >= 64:
-        x = tl.sum(tl.reshape(x, (2, 32, D)), axis=0)
-    if ROWS >= 32:
-        x = tl.sum(tl.reshape(x, (2, 16, D)), axis=0)
-    x = tl.sum(tl.reshape(x, (2, 8, D)), axis=0)
-    x = tl.sum(tl.reshape(x, (2, 4, D)), axis=0)
-    x = tl.sum(tl.reshape(x, (2, 2, D)), axis=0)
-    return tl.sum(x, axis=0)
 
 
 @triton.jit
@@ -55,69 +32,29 @@ def feature_map(x):
 
 
 @triton.jit
-def sums_kernel(
-    x, v, sums, tops, L, H, blocks, stride_xb, stride_xl, stride_xh, stride_vb, stride_vl, stride_vh,
-    ROWS: tl.constexpr, D: tl.constexpr, TOPS: tl.constexpr, MEANS: tl.constexpr,
-):  # fmt: skip
-    """One block of tokens of one head: sums (or means) float32 [B, blocks, H, D]; with TOPS also max |v| in the same layout."""
-    block = tl.program_id(0)
-    batch = (tl.program_id(1) // H).to(tl.int64)
-    head = tl.program_id(1) % H
-    rows = block * ROWS + tl.arange(0, ROWS)
-    cols = tl.arange(0, D)
-    here = (rows < L)[:, None]
-    place = ((batch * blocks + block) * H + head) * D + cols
-    source = x + batch * stride_xb + head * stride_xh + rows.to(tl.int64)[:, None] * stride_xl + cols[None, :]
-    total = folded(tl.load(source, mask=here, other=0.0).to(tl.float32), ROWS, D)
-    if MEANS:
-        total = tl.div_rn(total, tl.minimum(L - block * ROWS, ROWS).to(tl.float32))
-    tl.store(sums + place, total)
-    if TOPS:
-        source = v + batch * stride_vb + head * stride_vh + rows.to(tl.int64)[:, None] * stride_vl + cols[None, :]
-        tl.store(tops + place, tl.max(tl.abs(tl.load(source, mask=here, other=0.0).to(tl.float32)), axis=0))
+def finish_state_kernel(
+    partial, partial_totals, proj, state, totals, chunks, D: tl.constexpr, PART: tl.constexpr, PROJ: tl.constexpr
+):
+    """PART rows of one head's linear state, summed over chunks, times proj^T (PROJ), in v's dtype; program 0 sums the totals.
 
-
-@triton.jit
-def finish_sums_kernel(
-    sums, tops, mean, v_scale, pooled, L, H, blocks,
-    ROWS: tl.constexpr, COUNT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, MEAN: tl.constexpr, TOPS: tl.constexpr,
-    POOL: tl.constexpr,
-):  # fmt: skip
-    """WIDTH channels of one head, from the sums of its blocks: mean of k [B*H, D] (MEAN; read otherwise), e4m3 scales of v
-    (TOPS), and means of the smoothed blocks [B, blocks, H, D] (POOL), as `turbort.ops.block_map` computes them.
+    (f S / n) W^T = f (S W^T) / n for a row f and its norm n: one product less for every block of queries. The sum is multiplied
+    as two numbers of 16 bits, so that only its end is rounded.
     """
-    bh = tl.program_id(1)
-    block = tl.arange(0, COUNT)
-    cols = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
-    here = (block < blocks)[:, None]
-    place = (((bh // H) * blocks + block)[:, None] * H + bh % H) * D + cols[None, :]
-    if MEAN or POOL:
-        total = tl.load(sums + place, mask=here, other=0.0)
-    if MEAN:
-        centre = tl.div_rn(folded(total, COUNT, WIDTH), L.to(tl.float32))
-        tl.store(mean + bh * D + cols, centre)
-    else:
-        centre = tl.load(mean + bh * D + cols)
-    if TOPS:
-        top = tl.max(tl.load(tops + place, mask=here, other=0.0), axis=0)
-        tl.store(v_scale + bh * D + cols, tl.maximum(top, FLOOR) / 448.0)
-    if POOL:
-        count = tl.maximum(tl.minimum(L - block * ROWS, ROWS), 1).to(tl.float32)
-        part = tl.div_rn(total, tl.broadcast_to(count[:, None], total.shape))
-        tl.store(pooled + place, part - centre[None, :], mask=here)
-
-
-@triton.jit
-def finish_state_kernel(partial, partial_totals, state, totals, chunks, D: tl.constexpr, PART: tl.constexpr):
-    """PART values of one head's linear state, summed over chunks and rounded to v's dtype; program 0 sums the totals."""
     bh = tl.program_id(1).to(tl.int64)
-    cols = tl.program_id(0) * PART + tl.arange(0, PART)
-    value = tl.zeros((PART,), dtype=tl.float32)
+    rows = tl.program_id(0) * PART + tl.arange(0, PART)
+    channel = tl.arange(0, D)
+    place = rows[:, None] * D + channel[None, :]
+    kind: tl.constexpr = state.dtype.element_ty
+    value = tl.zeros((PART, D), dtype=tl.float32)
     for chunk in range(chunks):
-        value += tl.load(partial + (bh * chunks + chunk) * D * D + cols)
-    tl.store(state + bh * D * D + cols, value.to(state.dtype.element_ty))
+        value += tl.load(partial + (bh * chunks + chunk) * D * D + place)
+    if PROJ:
+        weight = tl.trans(tl.load(proj + channel[:, None] * D + channel[None, :]))
+        high = value.to(kind)
+        low = (value - high.to(tl.float32)).to(kind)
+        value = tl.dot(low, weight, tl.dot(high, weight))
+    tl.store(state + bh * D * D + place, value.to(kind))
     if tl.program_id(0) == 0:
-        channel = tl.arange(0, D)
         total = tl.zeros((D,), dtype=tl.float32)
         for chunk in range(chunks):
             total += tl.load(partial_totals + (bh * chunks + chunk) * D + channel)
@@ -136,60 +73,68 @@ def in_operand_order(v, ROWS: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def prepare_kernel(
-    k, v, mean, v_scale, codes, k_scales, v_codes, state, totals, L, H, blocks, per_chunk,
+def codes_kernel(
+    k, v, mean, v_scale, codes, k_scales, v_codes, L, H, blocks,
     stride_kb, stride_kl, stride_kh, stride_vb, stride_vl, stride_vh,
-    ROWS: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr, LINEAR: tl.constexpr,
+    ROWS: tl.constexpr, D: tl.constexpr, INT8: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
-    """`per_chunk` blocks of keys of one head. codes int8 [B*H, blocks*ROWS, D], v_codes e4m3 [B*H, D, blocks*ROWS].
+    """A block of keys of one head. codes int8 [B*H, blocks*ROWS, D], v_codes e4m3 [B*H, D, blocks*ROWS]."""
+    bh = tl.program_id(1).to(tl.int64)
+    batch = bh // H
+    head = bh % H
+    block = tl.program_id(0)
+    cols = tl.arange(0, D)
+    rows = block * ROWS + tl.arange(0, ROWS)
+    here = (rows < L)[:, None]
+    wide = rows.to(tl.int64)[:, None]
+    if INT8:
+        source = k + batch * stride_kb + head * stride_kh + wide * stride_kl + cols[None, :]
+        centre = tl.load(mean + bh * D + cols)
+        smooth = tl.where(here, tl.load(source, mask=here, other=0.0).to(tl.float32) - centre[None, :], 0.0)
+        amax = tl.maximum(tl.max(tl.abs(smooth)), FLOOR)
+        place = (bh * blocks * ROWS + rows)[:, None] * D + cols[None, :]
+        tl.store(codes + place, nearest_int8(smooth * (127.0 / amax)))
+        tl.store(k_scales + bh * blocks + block, amax / 127.0)
+    if FP8:
+        source = v + batch * stride_vb + head * stride_vh + wide * stride_vl + cols[None, :]
+        unit = 1.0 / tl.load(v_scale + bh * D + cols)
+        scaled = tl.load(source, mask=here, other=0.0).to(tl.float32) * unit[None, :]
+        eight = tl.minimum(tl.maximum(scaled, -448.0), 448.0).to(tl.float8e4nv)
+        place = (bh * D + cols)[:, None] * (blocks * ROWS) + rows[None, :]
+        tl.store(v_codes + place, in_operand_order(tl.trans(eight), ROWS, D))
 
-    LINEAR: state float32 [B*H, chunks, D, D] and totals [B*H, chunks, D], partial sums over this chunk.
+
+@triton.jit
+def state_kernel(
+    k, v, state, totals, L, H, tiles, per_chunk, stride_kb, stride_kl, stride_kh, stride_vb, stride_vl, stride_vh,
+    ROWS: tl.constexpr, D: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """`per_chunk` tiles of ROWS tokens of one head: their sums of f(k)^T v [D, D] and f(k) [D], float32 [B*H, chunks, ...].
+
+    A multiprocessor has two programs, each with the next tile on its way: the floor is the reading of k and v. Features are
+    added up sixteen rows apart, within threads, and across them once at the end.
     """
     bh = tl.program_id(1).to(tl.int64)
     batch = bh // H
     head = bh % H
     cols = tl.arange(0, D)
-    if INT8:
-        centre = tl.load(mean + bh * D + cols)
-    if FP8:
-        unit = 1.0 / tl.load(v_scale + bh * D + cols)
-    if LINEAR:
-        kv = tl.zeros((D, D), dtype=tl.float32)
-        total = tl.zeros((D,), dtype=tl.float32)
     k += batch * stride_kb + head * stride_kh
     v += batch * stride_vb + head * stride_vh
+    kv = tl.zeros((D, D), dtype=tl.float32)
+    total = tl.zeros((16, D), dtype=tl.float32)
     first = tl.program_id(0) * per_chunk
-    for block in range(first, tl.minimum(first + per_chunk, blocks)):
-        rows = block * ROWS + tl.arange(0, ROWS)
+    for tile in tl.range(first, tl.minimum(first + per_chunk, tiles), num_stages=STAGES):
+        rows = tile * ROWS + tl.arange(0, ROWS)
         here = (rows < L)[:, None]
         wide = rows.to(tl.int64)[:, None]
-        if INT8:
-            key = tl.load(k + wide * stride_kl + cols[None, :], mask=here, other=0.0).to(tl.float32)
-            smooth = tl.where(here, key - centre[None, :], 0.0)
-            amax = tl.maximum(tl.max(tl.abs(smooth)), FLOOR)
-            place = (bh * blocks * ROWS + rows)[:, None] * D + cols[None, :]
-            tl.store(codes + place, nearest_int8(smooth * (127.0 / amax)))
-            tl.store(k_scales + bh * blocks + block, amax / 127.0)
-        if FP8:
-            scaled = tl.load(v + wide * stride_vl + cols[None, :], mask=here, other=0.0).to(tl.float32) * unit[None, :]
-            eight = tl.minimum(tl.maximum(scaled, -448.0), 448.0).to(tl.float8e4nv)
-            place = (bh * D + cols)[:, None] * (blocks * ROWS) + rows[None, :]
-            tl.store(v_codes + place, in_operand_order(tl.trans(eight), ROWS, D))
-        if LINEAR:
-            # Read again, half a block at a time, from the L1 cache: the state leaves too few registers for whole blocks.
-            for part in tl.static_range(ROWS // 64):
-                rows = block * ROWS + part * 64 + tl.arange(0, 64)
-                here = (rows < L)[:, None]
-                wide = rows.to(tl.int64)[:, None]
-                key = tl.load(k + wide * stride_kl + cols[None, :], mask=here, other=0.0).to(tl.float32)
-                value = tl.load(v + wide * stride_vl + cols[None, :], mask=here, other=0.0)
-                feature = tl.where(here, feature_map(key), 0.0)
-                total += tl.sum(feature, axis=0)
-                kv = tl.dot(tl.trans(feature.to(value.dtype)), value, kv)
-    if LINEAR:
-        at = bh * tl.num_programs(0) + tl.program_id(0)
-        tl.store(totals + at * D + cols, total)
-        tl.store(state + at * (D * D) + cols[:, None] * D + cols[None, :], kv)
+        key = tl.load(k + wide * stride_kl + cols[None, :], mask=here, other=0.0).to(tl.float32)
+        value = tl.load(v + wide * stride_vl + cols[None, :], mask=here, other=0.0)
+        feature = tl.where(here, feature_map(key), 0.0)
+        total += tl.sum(tl.reshape(feature, (ROWS // 16, 16, D)), axis=0)
+        kv = tl.dot(tl.trans(feature.to(value.dtype)), value, kv)
+    at = bh * tl.num_programs(0) + tl.program_id(0)
+    tl.store(totals + at * D + cols, tl.sum(total, axis=0))
+    tl.store(state + at * (D * D) + cols[:, None] * D + cols[None, :], kv)
 
 
 @dataclass(frozen=True)
@@ -197,7 +142,7 @@ class Prepared:
     """Keys and values in the form the attention kernel reads; None for what the precision does not need.
 
     codes int8 [B*H, blocks*rows, d]; k_scales float32 [B*H, blocks]; v_codes e4m3 [B*H, d, blocks*rows]; v_scales
-    float32 [B*H, d]; state [B*H, d, d] in v's dtype and totals float32 [B*H, d];
+    float32 [B*H, d]; state [B*H, d, d] in v's dtype, the projection in it if one was given, and totals float32 [B*H, d];
     pooled float32 [B, blocks, H, d], the means of the smoothed blocks of k.
     """
 
@@ -212,89 +157,71 @@ class Prepared:
     pooled: Tensor | None = None
 
 
-def block_sums(x: Tensor, rows: int, v: Tensor | None = None, *, means: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Sums (or means) of x [B, L, H, d] over blocks of `rows` tokens, float32 [B, blocks, H, d], and max |v| alike."""
-    batch, length, heads, d = x.shape
-    blocks = triton.cdiv(length, rows)
-    sums = torch.empty((batch, blocks, heads, d), dtype=torch.float32, device=x.device)
-    tops = None if v is None else torch.empty_like(sums)
-    with on(x.device):
-        sums_kernel[blocks, batch * heads](
-            x, x if v is None else v, sums, sums if tops is None else tops, length, heads, blocks,
-            *x.stride()[:3], *(x if v is None else v).stride()[:3], rows, d, v is not None, means, num_warps=4,
-        )  # fmt: skip
-    return sums, tops
-
-
-FOLDED = (16, 32, 64, 128, 256, 512, 1024)
-"""Numbers of blocks whose sum one program takes in the reference's order."""
-
-
-def finish_sums(
-    sums: Tensor, tops: Tensor | None, length: int, rows: int, *, pool: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Mean of k [B*H, d], e4m3 scales of v [B*H, d], and the smoothed means of blocks [B, blocks, H, d] in one launch."""
-    batch, blocks, heads, d = sums.shape
-    alone = blocks in FOLDED
-    mean = torch.empty((batch * heads, d), dtype=torch.float32, device=sums.device)
-    if not alone:
-        mean = (tree_sum(sums, dim=1) / length).view(batch * heads, d)
-    v_scales = None if tops is None else torch.empty_like(mean)
-    pooled = torch.empty_like(sums) if pool else None
-    width = 32 if blocks <= 256 else 16
-    if alone or pool or tops is not None:
-        with on(sums.device):
-            finish_sums_kernel[d // width, batch * heads](
-                sums, *(sums if t is None else t for t in (tops, mean, v_scales, pooled)), length, heads, blocks,
-                rows, max(16, triton.next_power_of_2(blocks)), d, width, alone, tops is not None, pool, num_warps=8,
-            )  # fmt: skip
-    return mean, v_scales, pooled
-
-
 def prepare(
-    k: Tensor, v: Tensor, rows: int, *, int8: bool, fp8: bool, linear: bool, config: Mapping[str, Any] | None = None
+    k: Tensor,
+    v: Tensor,
+    rows: int,
+    *,
+    int8: bool,
+    fp8: bool,
+    linear: bool,
+    sums: Tensor | None = None,
+    proj: Tensor | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Prepared:
     """Both passes over k and v [B, L, H, d], last axis contiguous.
 
-    `state_warps` in the configuration: the linear state has a launch of its own with that many warps, which reads them again.
+    sums: those of k over blocks of `rows`, if they are known; proj [d, d], in v's dtype, is multiplied into the linear state.
     """
     batch, length, heads, d = k.shape
     blocks, bh = triton.cdiv(length, rows), batch * heads
-    device = k.device
     if not (int8 or fp8 or linear):
         return Prepared(blocks, rows)
-    sums, tops = block_sums(k, rows, v if fp8 else None)
+    tops = None
+    if sums is None or fp8:
+        found, tops = block_sums(k if sums is None else None, rows, v if fp8 else None)
+        sums = found if sums is None else sums
+    assert sums is not None
     mean, v_scales, pooled = finish_sums(sums, tops, length, rows, pool=linear)
-    chosen = config or pick("prepare", capability(device), "wide")
-    # As many chunks as fill the card once: a program keeps a whole state in registers.
-    chunks = max(1, min(blocks, chosen["per_sm"] * multiprocessors(device) // bh)) if linear else 1
-    per_chunk = triton.cdiv(blocks, chunks)
-    chunks = triton.cdiv(blocks, per_chunk)
-    codes = torch.empty((bh, blocks * rows, d), dtype=torch.int8, device=device) if int8 else None
-    k_scales = torch.empty((bh, blocks), dtype=torch.float32, device=device) if int8 else None
-    v_codes = torch.empty((bh, d, blocks * rows), dtype=torch.float8_e4m3fn, device=device) if fp8 else None
-    partial = torch.empty((bh, chunks, d, d), dtype=torch.float32, device=device) if linear else None
-    partial_totals = torch.empty((bh, chunks, d), dtype=torch.float32, device=device) if linear else None
-    given = tuple(k if t is None else t for t in (mean, v_scales, codes, k_scales, v_codes, partial, partial_totals))
-    state = totals = None
-
-    def run(programs: int, each: int, do: tuple[bool, bool, bool], warps: int) -> None:
-        prepare_kernel[programs, bh](
-            k, v, *given, length, heads, blocks, each, *k.stride()[:3], *v.stride()[:3], rows, d, *do,
-            num_warps=warps, num_stages=chosen["stages"],
-        )  # fmt: skip
-
-    with on(device):
-        if linear and "state_warps" not in chosen:
-            run(chunks, per_chunk, (int8, fp8, True), chosen["warps"])
-        else:
-            if int8 or fp8:
-                run(blocks, 1, (int8, fp8, False), chosen["warps"])
-            if linear:
-                run(chunks, per_chunk, (False, False, True), chosen["state_warps"])
-        if linear:
-            state = torch.empty((bh, d, d), dtype=v.dtype, device=device)
-            totals = torch.empty((bh, d), dtype=torch.float32, device=device)
-            part = min(1024, d * d)
-            finish_state_kernel[d * d // part, bh](partial, partial_totals, state, totals, chunks, d, part, num_warps=4)
+    chosen = config or pick("prepare", capability(k.device), "wide")
+    codes = torch.empty((bh, blocks * rows, d), dtype=torch.int8, device=k.device) if int8 else None
+    k_scales = torch.empty((bh, blocks), dtype=torch.float32, device=k.device) if int8 else None
+    v_codes = torch.empty((bh, d, blocks * rows), dtype=torch.float8_e4m3fn, device=k.device) if fp8 else None
+    if int8 or fp8:
+        given = tuple(k if t is None else t for t in (mean, v_scales, codes, k_scales, v_codes))
+        with on(k.device):
+            codes_kernel[blocks, bh](
+                k, v, *given, length, heads, blocks, *k.stride()[:3], *v.stride()[:3], rows, d, int8, fp8,
+                num_warps=chosen["warps"],
+            )  # fmt: skip
+    state, totals = linear_state(k, v, proj, chosen) if linear else (None, None)
     return Prepared(blocks, rows, codes, k_scales, v_codes, v_scales, state, totals, pooled)
+
+
+def linear_state(k: Tensor, v: Tensor, proj: Tensor | None, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """f(k)^T v (proj^T) [B*H, d, d] in v's dtype and sum f(k), float32 [B*H, d]; see `prepare`.
+
+    `config`: `tile` tokens at once, `state_warps`, `state_stages`, and `per_sm`, programs of a multiprocessor.
+    """
+    batch, length, heads, d = k.shape
+    bh, device = batch * heads, k.device
+    tiles = triton.cdiv(length, config["tile"])
+    # As many chunks as fill the card once: a program keeps a whole state in registers.
+    chunks = max(1, min(tiles, config["per_sm"] * multiprocessors(device) // bh))
+    each = triton.cdiv(tiles, chunks)
+    chunks = triton.cdiv(tiles, each)
+    partial = torch.empty((bh, chunks, d, d), dtype=torch.float32, device=device)
+    partial_totals = torch.empty((bh, chunks, d), dtype=torch.float32, device=device)
+    state = torch.empty((bh, d, d), dtype=v.dtype, device=device)
+    totals = torch.empty((bh, d), dtype=torch.float32, device=device)
+    stages, weight = config["state_stages"], partial if proj is None else proj
+    with on(device):
+        state_kernel[chunks, bh](
+            k, v, partial, partial_totals, length, heads, tiles, each, *k.stride()[:3], *v.stride()[:3],
+            config["tile"], d, stages, num_warps=config["state_warps"], num_stages=stages,
+            **({"maxnreg": config["maxnreg"]} if "maxnreg" in config else {}),
+        )  # fmt: skip
+        finish_state_kernel[d // 16, bh](
+            partial, partial_totals, weight, state, totals, chunks, d, 16, proj is not None, num_warps=4
+        )
+    return state, totals

@@ -1,7 +1,7 @@
 """Sparse-linear attention: block map, block-sparse attention by look-up table, linear branch and projection.
 
-Eight launches: sums of k blocks (and max |v|), their mean and scales, preparation of k and v, the linear state's sum, means of q
-blocks, scores (one float32 matmul), choice of blocks, and one attention kernel whose end adds the projected linear branch.
+Launches: sums of k and q blocks, unless RoPE left them (and max |v|), their mean and scales, codes of k and v, the linear state
+and its sum, scores (one float32 matmul), choice of blocks, and one attention kernel whose end adds the projected linear branch.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from turbort.errors import InputError, unknown
-from turbort.ops.block_map import chosen_blocks
+from turbort.ops.block_map import chosen_blocks, known_sums, plain
 from turbort.precision import ATTENTION
+from turbort.quant.qtensor import QTensor
 from turbort_cuda.kernels.attention import inner_contiguous, launch
-from turbort_cuda.kernels.kv import block_sums, prepare
+from turbort_cuda.kernels.kv import prepare
+from turbort_cuda.kernels.sums import block_sums
 from turbort_cuda.launch import capability, on
 from turbort_cuda.tuning import pick
 
@@ -60,14 +62,18 @@ def choose(scores: Tensor, count: int) -> Tensor:
     return lut
 
 
-def scores_of(q_means: Tensor, pooled: Tensor) -> Tensor:
-    """Pooled scores float32 [B, H, nq, nk] from block means [B, n, H, d]: the arithmetic of `turbort.ops.block_map`."""
-    return q_means.transpose(1, 2) @ pooled.permute(0, 2, 3, 1)
+def scores_of(q_sums: Tensor, pooled: Tensor) -> Tensor:
+    """Pooled scores float32 [B, H, nq, nk] times the rows of a query block, from sums of q and means of k [B, n, H, d].
+
+    A query block compares its own scores with each other, so its sum does for its mean. Whole blocks have a power of two of rows:
+    their scores are those of `turbort.ops.block_map` in every bit but the exponent.
+    """
+    return q_sums.transpose(1, 2) @ pooled.permute(0, 2, 3, 1)
 
 
 def sla_attention(
-    q: Tensor,
-    k: Tensor,
+    q: Tensor | QTensor,
+    k: Tensor | QTensor,
     v: Tensor,
     proj_weight: Tensor,
     proj_bias: Tensor,
@@ -77,21 +83,25 @@ def sla_attention(
     precision: str | None = None,
     config: dict[str, Any] | None = None,
 ) -> Tensor:
-    """`turbort.ops.sla_attention` in 16 bits (`precision` None), `int8` or `int8-fp8`."""
+    """`turbort.ops.sla_attention` in 16 bits (`precision` None), `int8` or `int8-fp8`. Sums that q and k bring are not made."""
     if precision not in (None, *ATTENTION):
         raise unknown("attention precision", str(precision), ATTENTION)
     if not 0.0 < topk <= 1.0:
         raise InputError(f"topk {topk} is outside (0, 1]", fix="give the share of key blocks to keep, such as 0.1")
-    q, k, v = map(inner_contiguous, (q, k, v))
+    q_sums, k_sums = known_sums(q, block[0]), known_sums(k, block[1])
+    q, k, v = map(inner_contiguous, (plain(q), plain(k), v))
     chosen = {
         **pick("attention", capability(q.device), f"sparse-{block[0]}x{block[1]}"),
         **(config or {}),
         "BLOCK_M": block[0],
         "BLOCK_N": block[1],
     }
-    ready = prepare(k, v, block[1], int8=precision is not None, fp8=precision == "int8-fp8", linear=True)
+    int8, fp8 = precision is not None, precision == "int8-fp8"
+    proj = proj_weight.to(v.dtype).contiguous()
+    ready = prepare(k, v, block[1], int8=int8, fp8=fp8, linear=True, sums=k_sums, proj=proj)
+    q_sums = block_sums(q, block[0])[0] if q_sums is None else q_sums
+    assert q_sums is not None
     assert ready.pooled is not None  # `linear=True` always makes them
-    scores = scores_of(block_sums(q, block[0], means=True)[0], ready.pooled)
+    scores = scores_of(q_sums, ready.pooled)
     lut = choose(scores, chosen_blocks(topk, scores.shape[-1]))
-    weight, bias = (t.to(q.dtype).contiguous() for t in (proj_weight, proj_bias))
-    return launch(q, k, v, ready, chosen, lut=lut, proj=weight, proj_bias=bias)
+    return launch(q, k, v, ready, chosen, lut=lut, proj_bias=proj_bias.to(q.dtype).contiguous())

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from turbort import ops
+from turbort.ops.block_map import plain
+from turbort.quant.qtensor import QTensor
 
 ALIGNMENT = 16
 """Bytes: torch 2.11's fused attention answers NaN or faults where a row starts elsewhere, and refuses in float32."""
@@ -28,9 +30,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, precision: str | None = None) 
     return result
 
 
-def sla_attention(q: Tensor, k: Tensor, v: Tensor, proj_weight: Tensor, proj_bias: Tensor, **options: Any) -> Tensor:
+def sla_attention(
+    q: Tensor | QTensor, k: Tensor | QTensor, v: Tensor, proj_weight: Tensor, proj_bias: Tensor, **options: Any
+) -> Tensor:
     """`turbort.ops.sla_attention`."""
-    result: Tensor = ops.sla_attention(*map(aligned, (q, k, v)), proj_weight, proj_bias, **options)
+    result: Tensor = ops.sla_attention(*(aligned(plain(t)) for t in (q, k, v)), proj_weight, proj_bias, **options)
     return result
 
 
