@@ -69,6 +69,12 @@ def sparse(block: tuple[int, int]) -> Iterator[Config]:
         yield {"stages": 3, "warps": 4, "tma": True, "ahead": False, "gluon": True, "early": True}
 
 
+def norms() -> Iterator[Config]:
+    """Rows and warps of a program of the norms."""
+    for rows, warps in ((1, 1), (2, 1), (2, 2), (2, 4), (4, 2), (4, 4), (8, 4), (8, 8)):
+        yield {"rows": rows, "warps": warps}
+
+
 def preparations() -> Iterator[Config]:
     """Preparing k and v for SLA: in one launch, or codes and the linear state in one each."""
     yield {"stages": 2, "warps": 8, "per_sm": 1}
