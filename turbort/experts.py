@@ -125,8 +125,8 @@ class Experts:
             return Expert(model, model, monitor)
         backend = setting.backend
         step: Callable[..., Tensor]
-        if board is not None:
-            step = backend.compile_switched(model, setting.device, board)
+        if board is not None or (monitor.probes is not None and backend.switches_kernels):
+            step = backend.compile_switched(model, setting.device, monitor)
         else:
             step = backend.compile_step(model, setting.device)
         monitor.in_turns = step is model

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,7 +57,7 @@ class Watch:
 
 
 class Monitor:
-    """Watches and switches one transformer (`role`); one object for the life of its weights.
+    """Watches and switches one transformer (`role`); one object for the life of its weights, and the `Switches` of its step.
 
     Protocol, per model call: `before()`, the forward, and `after()`, which says whether that forward should be made again
     because sites were promoted on what it showed. `begin()` starts a new video with nothing promoted.
@@ -78,7 +79,7 @@ class Monitor:
         self._begun = False
         self._close: frozenset[str] = frozenset()
         self.in_turns = False
-        """Whether quiet sites need not be sampled at every step: a step that is replayed has every copy in it anyway."""
+        """Whether quiet sites are sampled in turns: a step that is replayed has every copy in it or none."""
         if probes is not None:
             for group in watch.groups:
                 self._attach(group, probes, sites[group.probe.partition("/")[2]])
@@ -95,6 +96,15 @@ class Monitor:
             self.board.watch(group, wrap)
         else:
             site.fn = wrap(site.fn)
+
+    @property
+    def key(self) -> Hashable:
+        """What a compiled step holds: the kernels in place, and whether samples are taken."""
+        return (self.board.active if self.board is not None else frozenset(), self.probes is not None and self.probes.listens)
+
+    def everything_promoted(self) -> AbstractContextManager[None]:
+        """All second kernels inside the block, where there are any."""
+        return nullcontext() if self.board is None else self.board.everything_promoted()
 
     def begin(self) -> None:
         """A new video: a job's frames must not depend on what was made before it."""
@@ -115,8 +125,12 @@ class Monitor:
     def before(self, level: frozenset[str] = frozenset()) -> None:
         """Put the kernels of this step in place: those of its strength level, and what has been promoted."""
         self.step += 1
-        if self.probes is not None and self.in_turns:
-            self.probes.turn(self.step, self._close | (self.board.promoted if self.board is not None else frozenset()))
+        if self.probes is not None:
+            near = self._close | (self.board.promoted if self.board is not None else frozenset())
+            if self.in_turns:
+                self.probes.turn(self.step, near)
+            else:
+                self.probes.alternate(self.step, near)
         if self.board is None:
             return
         if self.watch.policy is not None:
@@ -126,7 +140,7 @@ class Monitor:
 
     def after(self) -> bool:
         """Judge what the forward showed; True when sites were promoted and it should be made again with them."""
-        if self.probes is None:
+        if self.probes is None or not self.probes.listens:
             self._steps += [self.board.active] if self.board is not None else []
             return False
         shares = dict(zip((group.name for group in self.watch.groups), self.probes.shares(), strict=True))

@@ -9,7 +9,8 @@ the time the host needs to go through one step. Graphs of one step never run at 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +23,8 @@ from turbort.op import Slot, counted
 from turbort_cuda.pool import SessionPool
 
 log = logging.getLogger("turbort")
-WARM_UPS = 2
-KEPT = 4
-"""Graphs that are kept: shapes, and sets of promoted sites. They share the memory of the largest."""
+KEPT = 8
+"""Graphs that are kept: shapes, sets of promoted sites, with and without samples. They share the memory of the largest."""
 
 
 @dataclass
@@ -91,16 +91,16 @@ class GraphedStep:
             for slot, (calls, earlier) in zip(self._slots, counts, strict=True):
                 slot.calls, slot.earlier = calls, earlier
 
-    def _warm_up(self, args: Any, kwargs: Any, shape: Any) -> None:
+    def _warm_up(self, args: Any, kwargs: Any, shape: Any) -> bool:
         """Compile kernels and fill caches, which a capture may not do: once per shape, for first and second kernels."""
         if shape in self._warm:
-            return
+            return False
         if self.switches is not None:
             with self.switches.everything_promoted():
                 self.step(*args, **kwargs)
-        for _ in range(WARM_UPS):
-            self.step(*args, **kwargs)
+        self.step(*args, **kwargs)
         self._warm.add(shape)
+        return True
 
     def _captured(self, leaves: list[Any], form: Any, shape: Any) -> _Captured | None:
         static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -110,14 +110,16 @@ class GraphedStep:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.stream(stream):
-                self._warm_up(args, kwargs, shape)
+                warmed = self._warm_up(args, kwargs, shape)
+            if warmed:
+                # What the warm-up's activations took is given back: a capture cannot take it from the allocator.
+                torch.cuda.synchronize(self.device)
+                torch.cuda.empty_cache()
             torch.cuda.current_stream(self.device).wait_stream(stream)
-            torch.cuda.synchronize(self.device)
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
             before = [slot.calls for slot in self._slots]
-            # Other threads may go on: the next expert's weights are read, pinned and quantised meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            with _capturing(graph, self._pool, stream):
                 output = self.step(*args, **kwargs)
         except RuntimeError as error:
             if isinstance(error, torch.cuda.OutOfMemoryError):
@@ -128,6 +130,20 @@ class GraphedStep:
             return None
         ran = [(slot, slot.calls - was) for slot, was in zip(self._slots, before, strict=True)]
         return _Captured(graph, static, output, [(slot, calls) for slot, calls in ran if calls])
+
+
+@contextmanager
+def _capturing(graph: torch.cuda.CUDAGraph, pool: Any, stream: Any) -> Iterator[None]:
+    """Record the block into `graph`. As `torch.cuda.graph`, which also waits for the device and empties every cache each time.
+
+    Other threads may go on: the next expert's weights are read, pinned and quantised meanwhile.
+    """
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            yield
+        finally:
+            graph.capture_end()
 
 
 def _capturable(leaves: list[Any], device: torch.device) -> bool:

@@ -73,6 +73,11 @@ def test_logits_of_wild_queries_count() -> None:
 class Fixed:
     """Stands in for probes: says what it is told."""
 
+    listens = True
+
+    def alternate(self, step: int, near: frozenset[str]) -> None:
+        pass
+
     def __init__(self, values: list[float]) -> None:
         self.values = values
 
@@ -163,6 +168,27 @@ def test_quiet_sites_are_sampled_in_turns_and_near_ones_always() -> None:
     assert all(len(turn) == 2 for turn in turns)
     assert set().union(*turns) == everything
     assert groups[0].name in heard(2, frozenset({groups[0].name}))
+
+
+def test_a_replayed_step_is_sampled_every_second_time_while_all_is_quiet() -> None:
+    """The graphs with and without samples have keys of their own; a step without them judges nothing."""
+    groups = [group("blocks.0.ffn.0"), group("blocks.1.ffn.0")]
+    probes = Probes(groups, torch.device("cpu"))
+    tame = torch.randn(1, ROWS, 256, generator=torch.Generator().manual_seed(0))
+    near = tame.clone()
+    near[:, 0, 0] = 1e4  # one row of 32 is 3 %, above half of the threshold of 5 %
+    seen = Monitor("dit", Watch("promote", 0.05, tuple(groups)), Board(), None, {})  # type: ignore[arg-type]
+    seen.probes = probes
+    listened, keys = [], set()
+    for x in (tame, tame, tame, tame, near, tame, tame):
+        seen.before()
+        listened.append(probes.listens)
+        keys.add(seen.key)
+        for one in groups:
+            probes.take(one, (x,))
+        assert seen.after() is False
+    assert listened == [True, False, True, False, True, True, True]  # the sixth because the fifth was near; then its own turn
+    assert len(keys) == 2
 
 
 def test_what_was_not_sampled_keeps_its_share() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -33,7 +33,15 @@ def test_inputs_are_copied_into_the_static_tensors() -> None:
 class Stub:
     """Stands in for torch.cuda.CUDAGraph: replaying runs nothing, so the output keeps what capture wrote."""
 
+    begun: ClassVar[list[dict[str, Any]]] = []
+
     def replay(self) -> None:
+        pass
+
+    def capture_begin(self, **options: Any) -> None:
+        self.begun.append(options)
+
+    def capture_end(self) -> None:
         pass
 
 
@@ -100,7 +108,7 @@ def test_each_set_of_promoted_sites_has_a_graph_of_its_own_and_warms_up_once(mon
         sites.key = key
         step(torch.ones(2))
     assert made == [frozenset(), frozenset({"a"})]
-    assert sites.seen == [True, False, False]  # second kernels once, then the usual warm-ups, and never again
+    assert sites.seen == [True, False]  # second kernels once, then the first ones, and never again
 
 
 def test_replays_count_in_the_receipt_and_warm_ups_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,25 +171,33 @@ def test_second_kernels_that_warm_up_are_not_in_the_receipt(monkeypatch: pytest.
     assert model.op.counts() == {("first", "w8a8"): 3}
 
 
-def test_a_capture_forbids_nothing_to_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_forbids_nothing_to_other_threads_and_a_second_one_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """In CUDA's global mode a weight that a thread pins while a step is captured fails the thread and the capture."""
-    made: list[dict[str, Any]] = []
+    emptied: list[int] = []
 
     class Stream:
         def wait_stream(self, other: Any) -> None:
             pass
 
-    def graph(_: Any, **options: Any) -> Any:
-        made.append(options)
-        return nullcontext()
-
+    sites = Sites()
+    monkeypatch.setattr(Stub, "begun", [])
     monkeypatch.setattr("turbort_cuda.graph._capturable", lambda leaves, device: True)
-    stubs = {"Stream": lambda device: Stream(), "current_stream": lambda device: Stream(), "stream": nullcontext, "graph": graph}
-    stubs |= {"CUDAGraph": Stub, "graph_pool_handle": object, "synchronize": lambda device: None}
+    stubs = {
+        "Stream": lambda device: Stream(),
+        "current_stream": lambda device: Stream(),
+        "stream": nullcontext,
+        "CUDAGraph": Stub,
+    }
+    stubs |= {"graph_pool_handle": object, "synchronize": lambda device: None, "empty_cache": lambda: emptied.append(1)}
     for name, stub in stubs.items():
         monkeypatch.setattr(torch.cuda, name, stub)
-    assert GraphedStep(lambda x: x + 1, "cuda:0")(torch.ones(2)).tolist() == [2, 2]
-    assert [options["capture_error_mode"] for options in made] == ["thread_local"]
+    step = GraphedStep(lambda x: x + 1, "cuda:0", sites)
+    assert step(torch.ones(2)).tolist() == [2, 2]
+    sites.key = frozenset({"a"})
+    assert step(torch.ones(2)).tolist() == [2, 2]
+    assert [options["capture_error_mode"] for options in Stub.begun] == ["thread_local"] * 2
+    assert Stub.begun[0]["pool"] is Stub.begun[1]["pool"]
+    assert len(emptied) == 1  # only warming up leaves memory behind; a second set of kernels must not wait for the device
 
 
 def test_a_pool_is_left_for_a_capture_and_entered_again(monkeypatch: pytest.MonkeyPatch) -> None:
