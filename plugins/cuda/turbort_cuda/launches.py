@@ -24,9 +24,9 @@ def launches(capability: int) -> Iterator[Launch]:
     fp8 = capability >= 89
     yield _linear8("linear-int8", capability, "i8", GELU)
     yield _linear8("linear-int8-expand", capability, "i8", GELU, "wide-expand")
-    yield _linear8("linear-int8-residual", capability, "i8", FLAGS)
+    yield _linear8("linear-int8-residual", capability, "i8", FLAGS, "wide-residual")
     if fp8:
-        yield _linear8("linear-fp8", capability, "fp8e4nv", FLAGS)
+        yield _linear8("linear-fp8", capability, "fp8e4nv", FLAGS, "wide-residual")
     yield _block128(capability)
     yield _int4("linear-w4a8", capability, True)
     yield _int4("linear-w4a16", capability, False)
@@ -40,18 +40,22 @@ def _linear8(name: str, capability: int, kind: str, flags: Mapping[str, Any], sh
     c = row("linear8", capability, shape)
     m, n, k, tma = c["BLOCK_M"], c["BLOCK_N"], c["BLOCK_K"], bool(c.get("tma"))
     arguments = {**_operands(kind, m, n, k, tma, n // 2 if c.get("halves") else n), "x_scale": "*fp32", "w_scale": "*fp32"}
-    arguments |= {**BIAS, **SIZES, "stride_w": A}
+    part = n // 2 if c.get("halves") else n
+    described = tma and flags["RESIDUAL"] and bool(c.get("described"))
+    arguments |= {**BIAS, **SIZES, "stride_w": A, "residual_tiles": f"tensordesc<bf16[{m}, {part}]>" if described else "*bf16"}
     constants = {
         "BLOCK_M": m,
         "BLOCK_N": n,
         "BLOCK_K": k,
         "GROUP": c["GROUP"],
         "STAGES": c["stages"],
+        "DESCRIBED": described,
+        "AHEAD": bool(flags["RESIDUAL"] and c.get("ahead")),
         "TMA": tma,
         "EVEN_K": True,
         "HALVES": bool(c.get("halves")),
         "INT": kind == "i8",
-        "FLATTEN": bool(c.get("flatten")) and not flags["RESIDUAL"],
+        "FLATTEN": bool(c.get("flatten")) and (not flags["RESIDUAL"] or c["stages"] <= 3),
         "SPECIALIZE": bool(c.get("specialize")),
         **flags,
     }

@@ -108,6 +108,17 @@ def contests(
             return linear8.linear(x, weight, bias, config=config)
 
         yield Contest("linear8", f"{n}x{k}", 2.0 * m * n * k, tuple(variants.linears()), linear, linear_class(m, n, k))
+        if n > k:
+            continue  # no model adds a residual to a linear that widens
+
+        residual = torch.randn(m, n, device=device).to(torch.bfloat16)
+        gate = torch.randn(n, device=device)
+
+        def added(config: variants.Config, given: Any = (x, weight, bias), more: Any = (residual, gate)) -> Any:
+            return linear8.linear(*given, residual=more[0], gate=more[1], config=config)
+
+        key, shape = f"{n}x{k}-residual", linear_class(m, n, k) + "-residual"
+        yield Contest("linear8", key, 2.0 * m * n * k, tuple(variants.residuals()), added, shape)
     for tokens, heads, width in sorted(attention):
         q, k_, v = (torch.randn(1, tokens, heads, width, device=device).to(torch.bfloat16) for _ in range(3))
         proj = (torch.randn(width, width, device=device) * width**-0.5).to(torch.bfloat16)

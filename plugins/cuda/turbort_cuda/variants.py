@@ -37,6 +37,21 @@ def linears() -> Iterator[Config]:
     yield {**first, "BLOCK_N": 128, "halves": False, "stages": 2, "warps": 4, "per_sm": 2}
 
 
+def residuals() -> Iterator[Config]:
+    """The same for linears that add a residual: `described` reads it by TMA, `ahead` asks for it when its tile begins."""
+    base = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "GROUP": 8, "stages": 4, "warps": 8, "halves": True, "tma": True}
+    yield base
+    yield {**base, "ahead": True}
+    yield {**base, "described": True, "ahead": True}
+    flat = {**base, "stages": 3, "flatten": True}
+    for more in ({}, {"ahead": True}, {"described": True}, {"described": True, "ahead": True}):
+        yield {**flat, **more}
+    yield {**flat, "BLOCK_M": 256, "BLOCK_N": 128, "described": True, "ahead": True}
+    small = {**base, "BLOCK_N": 128, "halves": False, "warps": 4, "stages": 2, "per_sm": 2}
+    yield {**small, "ahead": True}
+    yield {**small, "described": True, "ahead": True}
+
+
 def dense() -> Iterator[Config]:
     """Tiles of dense attention; `ahead` issues the next block's products before this one's softmax.
 
