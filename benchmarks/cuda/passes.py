@@ -12,7 +12,6 @@ from benchmarks.cuda.workload import DIM, FFN, HEAD, HEADS, LATENT, PIXELS, TOKE
 
 
 def run(results: Results, args: argparse.Namespace) -> None:
-    from turbort_cuda import variants
     from turbort_cuda.kernels import norm, patch, quant, rope, vae
 
     x = torch.randn(1, TOKENS, DIM, device=DEVICE).to(torch.bfloat16)
@@ -21,12 +20,6 @@ def run(results: Results, args: argparse.Namespace) -> None:
     one = 2.0 * x.numel()
     results.time("norm_modulate -> bf16", lambda: norm.norm_modulate(x, scale, shift), bytes_=2 * one)
     results.time("norm_modulate -> int8", lambda: norm.norm_modulate(x, scale, shift, emit="int8-token"), bytes_=1.5 * one)
-    for config in variants.norms():
-
-        def emitted(config: variants.Config = config) -> object:
-            return norm.norm_modulate(x, scale, shift, emit="int8-token", config=config)
-
-        results.time(f"norm_modulate -> int8, {variants.label(config)}", emitted, bytes_=1.5 * one)
     results.time(
         "gated_residual_norm_modulate -> int8",
         lambda: norm.gated_residual_norm_modulate(x, y, gate, scale, shift, emit="int8-token"),

@@ -110,8 +110,6 @@ _ATTENTION: Mapping[int, Mapping[str, Config]] = {
     120: {"dense": _a(128, 64, 2, 8, tma=True), "sparse": _a(0, 0, 2, 4)},
 }
 
-# Rows of a program share their loads of scale and shift, 8 bytes a column beside a row's own 2; one row takes a warp or two.
-_NORM: Mapping[int, Mapping[str, Config]] = {0: {"wide": {"rows": 4, "warps": 4}, "mid": {"rows": 1, "warps": 1}}}
 
 def _p(warps: int, tile: int, state_warps: int, stages: int, per_sm: int, **more: Any) -> Config:
     return {"warps": warps, "tile": tile, "state_warps": state_warps, "state_stages": stages, "per_sm": per_sm, **more}
@@ -189,7 +187,6 @@ TABLES: Mapping[str, Mapping[int, Mapping[str, Config]]] = {
     "linear_int4": _INT4,
     "linear_bsq": _BSQ,
     "attention": _ATTENTION,
-    "norm": _NORM,
     "prepare": _PREPARE,
     "conv3d": _CONV3D,
 }

@@ -32,7 +32,7 @@ def launches(capability: int) -> Iterator[Launch]:
     yield _int4("linear-w4a16", capability, False)
     yield _bsq(capability)
     yield from attention_launches(capability, fp8)
-    yield from _passes(capability, fp8)
+    yield from _passes(fp8)
     yield from vae_launches(capability)
 
 
@@ -122,9 +122,8 @@ def _bsq(capability: int) -> Launch:
     )
 
 
-def _passes(capability: int, fp8: bool) -> Iterator[Launch]:
+def _passes(fp8: bool) -> Iterator[Launch]:
     gates = {f"stride_{t}{axis}": A for t in "gsh" for axis in "bl"}
-    many = row("norm", capability, "wide")
     for emit in ("int8", "fp8", "none") if fp8 else ("int8", "none"):
         kind = {"int8": "*i8", "fp8": "*fp8e4nv", "none": "*bf16"}[emit]
         arguments = {
@@ -136,7 +135,6 @@ def _passes(capability: int, fp8: bool) -> Iterator[Launch]:
             "new": "*bf16",
             "out": kind,
             "scales": "*fp32",
-            "M": INT,
             "D": A,
             "length": INT,
             "eps": "fp32",
@@ -145,9 +143,8 @@ def _passes(capability: int, fp8: bool) -> Iterator[Launch]:
             **gates,
         }
         part = {"WIDE": 1024, "REST": 512, "QUANT": emit != "none", "FP8": emit == "fp8"}
-        for rows, warps in dict.fromkeys(((1, quant.warps_for(1024)), (many["rows"], many["warps"]))):
-            constants = {**part, "ROWS": rows, "KIND": 0, "GATED": emit != "none"}
-            yield Launch(f"norm-{emit}" + ("-rows" if rows > 1 else ""), norm.norm_kernel, arguments, constants, warps, 3)
+        constants = {**part, "KIND": 0, "GATED": emit != "none"}
+        yield Launch(f"norm-{emit}", norm.norm_kernel, arguments, constants, quant.warps_for(1024), 3)
         arguments = {"x": "*bf16", "out": kind, "scales": "*fp32", "D": A, "stride": A}
         constants = {**part, "WIDE": 8192, "REST": 1024, "GELU": True}
         yield Launch(f"gelu-{emit}", quant.rows_kernel, arguments, constants, quant.warps_for(8192), 3)

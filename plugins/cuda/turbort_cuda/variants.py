@@ -93,12 +93,6 @@ def sparse(block: tuple[int, int]) -> Iterator[Config]:
         yield {**base, "stages": 3, "warps": 4, "gluon": True, "early": True, "biased": True}
 
 
-def norms() -> Iterator[Config]:
-    """Rows and warps of a program of the norms."""
-    for rows, warps in ((1, 1), (2, 1), (2, 2), (2, 4), (4, 2), (4, 4), (8, 4), (8, 8)):
-        yield {"rows": rows, "warps": warps}
-
-
 def preparations() -> Iterator[Config]:
     """Preparing k and v for SLA: warps of the codes' programs; tile, warps, stages and programs of the linear state's."""
     keys = ("warps", "tile", "state_warps", "state_stages", "per_sm")

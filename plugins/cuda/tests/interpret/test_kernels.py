@@ -34,23 +34,6 @@ def test_padding_lanes_never_enter_a_statistic(width: int, mean: float) -> None:
     assert _nmse(got, torch.nn.functional.layer_norm(x.double(), (width,), eps=1e-6)) < 1e-8
 
 
-@pytest.mark.parametrize(("batch", "apart"), [(1, False), (2, False), (2, True)])
-def test_rows_of_one_program_are_as_rows_alone(batch: int, apart: bool) -> None:
-    """Four rows a program: a tail of three, a batch whose length is no multiple of four, and a scale of its own for each row."""
-    draw = torch.Generator().manual_seed(0)
-    x = torch.randn(batch, 7, 96, generator=draw) + 1.0
-    scale, shift = (torch.randn(batch, 7 if apart else 1, 96, generator=draw) for _ in range(2))
-    one, four = (
-        norm.norm_modulate(x, scale, shift, emit="int8-token", config={"rows": rows, "warps": 4}) for rows in (1, 4)
-    )  # fmt: skip
-    assert isinstance(one, QTensor)
-    assert isinstance(four, QTensor)
-    assert torch.equal(one.values, four.values)
-    assert torch.equal(one.scales, four.scales)
-    want = torch.nn.functional.layer_norm(x.double(), (96,), eps=1e-6) * (1 + scale.double()) + shift.double()
-    assert _nmse(four.values.double() * four.scales.double(), want) < 4e-4
-
-
 @pytest.mark.parametrize("halves", [False, True])
 def test_linear_through_descriptors(halves: bool) -> None:
     """Tails of M, N and K through TMA descriptors, in one piece and in halves."""

@@ -1,8 +1,7 @@
 """Norms, modulation and gated residuals: each reads its inputs once and writes its outputs once.
 
-One program holds a few rows in registers, in two parts whose widths are powers of two. Padding lanes of the second are set to
-zero after the mean is taken off, so they never enter a statistic. Statistics are float32, the variance in two passes over
-registers. Rows of one program share the loads of scale and shift, which are float32 and so four times a row's own bytes.
+One program holds one row in registers, in two parts whose widths are powers of two. Padding lanes of the second are set to zero
+after the mean is taken off, so they never enter a statistic. Statistics are float32, the variance in two passes over registers.
 """
 
 from __future__ import annotations
@@ -14,31 +13,27 @@ from torch import Tensor
 
 from turbort.errors import unknown
 from turbort.quant.qtensor import QTensor
-from turbort_cuda.configs import Config, shape_class
 from turbort_cuda.kernels.common import rounded_to
 from turbort_cuda.kernels.quant import EMITS, part_of, quantize, row_factor, store_part, warps_for, widths
-from turbort_cuda.launch import capability, on, rows_of, three
-from turbort_cuda.tuning import pick
+from turbort_cuda.launch import on, rows_of, three
 
-NARROW = 1024
-"""Columns up to which a program takes all the rows of its configuration; wider rows leave registers for fewer."""
 MODULATE, AFFINE, RMS, NOTHING = 0, 1, 2, 3
 
 
 @triton.jit
 def summed(
-    x, y, gate, new, cols, D, stride_x, stride_y, at_gate, rows, GATED: tl.constexpr, MASKED: tl.constexpr
+    x, y, gate, new, cols, D, stride_x, stride_y, at_gate, row, GATED: tl.constexpr, MASKED: tl.constexpr
 ):  # fmt: skip
-    """Columns of rows of x, in float32; GATED: of x + y * gate, rounded to its dtype and stored in `new`."""
+    """Columns of a row of x, in float32; GATED: of x + y * gate, rounded to its dtype and stored in `new`."""
     here = cols < D
-    v = part_of(x + rows * stride_x, cols, here, MASKED)
+    v = part_of(x + row * stride_x, cols, here, MASKED)
     if GATED:
-        added = part_of(y + rows * stride_y, cols, here, MASKED)
+        added = part_of(y + row * stride_y, cols, here, MASKED)
         v = rounded_to(v + added * part_of(gate + at_gate, cols, here, MASKED), new.dtype.element_ty)
         if MASKED:
-            tl.store(new + rows * D + cols, v.to(new.dtype.element_ty), mask=here)
+            tl.store(new + row * D + cols, v.to(new.dtype.element_ty), mask=here)
         else:
-            tl.store(new + rows * D + cols, v.to(new.dtype.element_ty))
+            tl.store(new + row * D + cols, v.to(new.dtype.element_ty))
     return v
 
 
@@ -59,39 +54,35 @@ def affine(v, scale, shift, cols, D, KIND: tl.constexpr, MASKED: tl.constexpr):
 
 @triton.jit
 def norm_kernel(
-    x, y, gate, scale, shift, new, out, scales, M, D, length, eps, stride_x, stride_y, stride_gb, stride_gl, stride_sb, stride_sl,
+    x, y, gate, scale, shift, new, out, scales, D, length, eps, stride_x, stride_y, stride_gb, stride_gl, stride_sb, stride_sl,
     stride_hb, stride_hl,
-    ROWS: tl.constexpr, WIDE: tl.constexpr, REST: tl.constexpr, KIND: tl.constexpr, GATED: tl.constexpr, QUANT: tl.constexpr,
-    FP8: tl.constexpr,
+    WIDE: tl.constexpr, REST: tl.constexpr, KIND: tl.constexpr, GATED: tl.constexpr, QUANT: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows, in WIDE columns and at most REST more. KIND 0: LayerNorm, (1 + scale), shift; 1: LayerNorm, weight, bias;
+    """One row, in WIDE columns and at most REST more. KIND 0: LayerNorm, (1 + scale), shift; 1: LayerNorm, weight, bias;
     2: RMSNorm, weight; 3: none.
 
-    GATED: x becomes x + y * gate first, rounded to its dtype and stored in `new`. More than one row a program is for calls whose
-    rows share scale, shift and gate. Past the last row the last one is made again, which needs no masks.
+    GATED: x becomes x + y * gate first, rounded to its dtype and stored in `new`.
     """
-    start = tl.program_id(0).to(tl.int64) * ROWS
-    batch = start // length
-    place = start % length
+    row = tl.program_id(0).to(tl.int64)
+    batch = row // length
+    place = row % length
     at_gate = batch * stride_gb + place * stride_gl
-    each = tl.minimum(start + tl.arange(0, ROWS), M - 1)
-    rows = each[:, None]
-    first = tl.arange(0, WIDE)[None, :]
-    a = summed(x, y, gate, new, first, D, stride_x, stride_y, at_gate, rows, GATED, False)
+    first = tl.arange(0, WIDE)
+    a = summed(x, y, gate, new, first, D, stride_x, stride_y, at_gate, row, GATED, False)
     if REST:
-        second = WIDE + tl.arange(0, REST)[None, :]
-        b = summed(x, y, gate, new, second, D, stride_x, stride_y, at_gate, rows, GATED, True)
+        second = WIDE + tl.arange(0, REST)
+        b = summed(x, y, gate, new, second, D, stride_x, stride_y, at_gate, row, GATED, True)
     if KIND != 3:
         if KIND != 2:
-            total = tl.sum(a, axis=1)
+            total = tl.sum(a, axis=0)
             if REST:
-                total += tl.sum(b, axis=1)
-                b = tl.where(second < D, b - (total / D)[:, None], 0.0)
-            a = a - (total / D)[:, None]
-        squares = tl.sum(a * a, axis=1)
+                total += tl.sum(b, axis=0)
+                b = tl.where(second < D, b - total / D, 0.0)
+            a = a - total / D
+        squares = tl.sum(a * a, axis=0)
         if REST:
-            squares += tl.sum(b * b, axis=1)
-        root = tl.rsqrt(squares / D + eps)[:, None]
+            squares += tl.sum(b * b, axis=0)
+        root = tl.rsqrt(squares / D + eps)
         scale += batch * stride_sb + place * stride_sl
         shift += batch * stride_hb + place * stride_hl
         a = affine(a * root, scale, shift, first, D, KIND, False)
@@ -101,22 +92,20 @@ def norm_kernel(
             b = affine(b * root, scale, shift, second, D, KIND, True)
             if QUANT:
                 b = rounded_to(b, x.dtype.element_ty)
-        factor = root
+        factor = 1.0
         if QUANT:
-            amax = tl.max(tl.abs(a), axis=1)
+            amax = tl.max(tl.abs(a), axis=0)
             if REST:
-                amax = tl.maximum(amax, tl.max(tl.abs(b), axis=1))
-            factor = row_factor(scales + each, amax, FP8)[:, None]
-        store_part(out + rows * D, a, factor, first, D, QUANT, FP8, False)
+                amax = tl.maximum(amax, tl.max(tl.abs(b), axis=0))
+            factor = row_factor(scales + row, amax, FP8)
+        store_part(out + row * D, a, factor, first, D, QUANT, FP8, False)
         if REST:
-            store_part(out + rows * D, b, factor, second, D, QUANT, FP8, True)
+            store_part(out + row * D, b, factor, second, D, QUANT, FP8, True)
 
 
-def norm_modulate(
-    x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6, emit: str | None = None, config: Config | None = None
-) -> Tensor | QTensor:
-    """`turbort.ops.norm_modulate`; `config` replaces the table's choice when measuring."""
-    return _run(x, scale, shift, MODULATE, eps, emit, config=config)[1]
+def norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, *, eps: float = 1e-6, emit: str | None = None) -> Tensor | QTensor:
+    """`turbort.ops.norm_modulate`."""
+    return _run(x, scale, shift, MODULATE, eps, emit)[1]
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-6, emit: str | None = None) -> Tensor | QTensor:
@@ -151,7 +140,6 @@ def _run(
     *,
     y: Tensor | None = None,
     gate: Tensor | None = None,
-    config: Config | None = None,
 ) -> tuple[Tensor, Tensor | QTensor]:
     if emit not in (None, *EMITS):
         raise unknown("quantisation scheme of an activation", emit, EMITS)
@@ -168,17 +156,12 @@ def _run(
     added = rows if y is None else rows_of(y)
     g, *strides_g = three(a if gate is None else gate, batch, length)
     wide, rest = widths(d)
-    chosen = config or pick("norm", capability(x.device), shape_class(m))
-    # Rows of one program must have the same scale, shift and gate.
-    apart = any((strides_a[1], strides_b[1], strides_g[1])) or (batch > 1 and length % chosen["rows"] != 0)
-    each = 1 if apart else max(1, chosen["rows"] * NARROW // max(wide, NARROW))
     if m:
         with on(x.device):
-            norm_kernel[(triton.cdiv(m, each),)](
-                rows, added, g, a, b, new, out, scales, m, d, length, eps, rows.stride(0), added.stride(0),
+            norm_kernel[(m,)](
+                rows, added, g, a, b, new, out, scales, d, length, eps, rows.stride(0), added.stride(0),
                 *strides_g, *strides_a, *strides_b,
-                each, wide, rest, kind, y is not None, token, emit == "fp8-token",
-                num_warps=warps_for(wide) if each == 1 else chosen["warps"],
+                wide, rest, kind, y is not None, token, emit == "fp8-token", num_warps=warps_for(wide),
             )  # fmt: skip
     if token:
         return new, QTensor(str(emit), out, scales, x.dtype)
