@@ -43,6 +43,8 @@ _LINEAR8: Mapping[int, Mapping[str, Config]] = {
     89: {"wide": _c(128, 128, 64, 4, 8), "mid": _c(64, 128, 64, 4, 4), "tiny": _c(16, 64, 128, 4, 4)},
     90: {
         "wide": _c(128, 256, 128, 4, 8, tma=True, halves=True, flatten=True),
+        # 1536 -> 1536 with a residual: 0.193 ms, against 0.226 without a descriptor of it, which leaves no room to flatten.
+        "wide-residual": _c(128, 256, 128, 3, 8, tma=True, halves=True, flatten=True, described=True),
         "wide-expand": _c(256, 128, 128, 4, 8, tma=True, halves=True, flatten=True),  # 1536 -> 8960: 1,017 against 872 TOP/s
         "mid": _c(64, 128, 128, 4, 4, tma=True),
         "tiny": _c(64, 64, 128, 4, 4, tma=True),
@@ -120,7 +122,7 @@ _PREPARE: Mapping[int, Mapping[str, Config]] = {
     0: {"wide": _p(4, 64, 4, 1, 1)},
     80: {"wide": _p(8, 64, 8, 2, 2)},
     86: {"wide": _p(8, 64, 8, 1, 1)},
-    90: {"wide": _p(4, 64, 8, 2, 2, maxnreg=128)},
+    90: {"wide": _p(4, 32, 8, 3, 2, maxnreg=128)},
     120: {"wide": _p(8, 64, 8, 1, 1)},
 }
 

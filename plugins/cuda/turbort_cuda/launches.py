@@ -50,7 +50,6 @@ def _linear8(name: str, capability: int, kind: str, flags: Mapping[str, Any], sh
         "GROUP": c["GROUP"],
         "STAGES": c["stages"],
         "DESCRIBED": described,
-        "AHEAD": bool(flags["RESIDUAL"] and c.get("ahead")),
         "TMA": tma,
         "EVEN_K": True,
         "HALVES": bool(c.get("halves")),
@@ -176,12 +175,15 @@ def _passes(fp8: bool) -> Iterator[Launch]:
     pointers = {"x": "*bf16", "weight": "*fp32", "cos": "*fp32", "sin": "*fp32", "out": "*bf16", "sums": "*fp32"}
     strides = dict.fromkeys(("stride_x", "stride_cb", "stride_cl", "stride_sb", "stride_sl"), A)
     for width in (1536, 5120):
-        tile, warps = rope.tile_of(width)
         pairs = 1024 if width == 1536 else 4096
-        for name, rows in (("rope", tile), ("rope-sums", 64)):
-            constants = {"HALF": 64, "PAIRS": pairs, "ROWS": tile, "PARTS": rows // tile, "SUMS": rows > tile}
+        for name, sums in (("rope", False), ("rope-sums", True)):
+            tile, warps = rope.tile_of(width, sums)
+            parts = {"PARTS": 64 // tile, "SHARE": rope.SHARE} if sums else {"PARTS": 1, "SHARE": 1}
+            constants = {"HALF": 64, "PAIRS": pairs, "ROWS": tile, "SUMS": sums, **parts}
             arguments = {**pointers, "D": A, "length": INT, "eps": "fp32", **strides}
             yield Launch(f"{name}-{width}", rope.rope_kernel, arguments, constants, warps, 3)
+    pointers = {"parts": "*fp32", "sums": "*fp32", "D": A}
+    yield Launch("rope-add", rope.add_parts_kernel, pointers, {"SHARE": rope.SHARE, "WIDE": 512}, 4, 3)
     yield Launch(
         "patchify",
         patch.patchify_kernel,

@@ -38,18 +38,16 @@ def linears() -> Iterator[Config]:
 
 
 def residuals() -> Iterator[Config]:
-    """The same for linears that add a residual: `described` reads it by TMA, `ahead` asks for it when its tile begins."""
+    """The same for linears that add a residual, which `described` reads by TMA."""
     base = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "GROUP": 8, "stages": 4, "warps": 8, "halves": True, "tma": True}
-    yield base
-    yield {**base, "ahead": True}
-    yield {**base, "described": True, "ahead": True}
     flat = {**base, "stages": 3, "flatten": True}
-    for more in ({}, {"ahead": True}, {"described": True}, {"described": True, "ahead": True}):
-        yield {**flat, **more}
-    yield {**flat, "BLOCK_M": 256, "BLOCK_N": 128, "described": True, "ahead": True}
-    small = {**base, "BLOCK_N": 128, "halves": False, "warps": 4, "stages": 2, "per_sm": 2}
-    yield {**small, "ahead": True}
-    yield {**small, "described": True, "ahead": True}
+    yield {**flat, "described": True}
+    yield base
+    yield flat
+    yield {**base, "described": True}
+    yield {**flat, "BLOCK_M": 256, "BLOCK_N": 128, "described": True}
+    yield {**flat, "halves": False, "described": True}
+    yield {**flat, "BLOCK_N": 128, "halves": False, "stages": 4, "described": True}
 
 
 def dense() -> Iterator[Config]:
@@ -111,8 +109,10 @@ def preparations() -> Iterator[Config]:
 
 def rotations() -> Iterator[Config]:
     """RoPE with sums of blocks: rows of a tile, and warps, at the width of the 1.3B model; the shipped configuration first."""
-    for rows, warps in ((4, 8), (8, 16), (4, 4), (2, 4), (8, 8)):
+    for rows, warps in ((4, 4), (4, 8), (2, 4), (2, 2), (1, 2)):
         yield {"rows": rows, "warps": warps}
+    for rows, warps, registers in ((4, 4, 168), (4, 4, 128), (2, 4, 128), (2, 4, 96)):
+        yield {"rows": rows, "warps": warps, "maxnreg": registers}
 
 
 def convolutions(outputs: int) -> Iterator[Config]:

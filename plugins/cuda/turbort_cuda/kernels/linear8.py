@@ -22,7 +22,7 @@ from turbort_cuda.configs import linear_class
 from turbort_cuda.kernels.common import columns, finish, tile_of
 from turbort_cuda.kernels.epilogue import epilogue, unpack_input
 from turbort_cuda.kernels.quant import activations
-from turbort_cuda.launch import capability, describable, descriptor, interpreted, multiprocessors, on, rows_of
+from turbort_cuda.launch import capability, describable, descriptor, multiprocessors, on, rows_of
 from turbort_cuda.tuning import pick
 
 
@@ -51,28 +51,17 @@ def store_part(
 
 
 @triton.jit
-def fetch_ahead(residual, rows, col, stride_r, M, N, WIDTH: tl.constexpr):
-    """Ask for a tile of the residual, so that it lies in L2 when the tile's end reads it: 64 values are a line of 128 bytes."""
-    lines = col + 64 * tl.arange(0, WIDTH // 64)
-    row = tl.where(rows < M, rows, 0).to(tl.int64)
-    place = residual + row[:, None] * stride_r + tl.where(lines < N, lines, 0)[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [place], dtype=tl.int32, is_pure=False, pack=1
-    )  # fmt: skip
-
-
-@triton.jit
 def linear8_kernel(
     x, w, out, x_scale, w_scale, bias, residual, residual_tiles, gate, length, stride_r, stride_gb, stride_gl,
     M, N, K, stride_x, stride_w,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
     TMA: tl.constexpr, EVEN_K: tl.constexpr, INT: tl.constexpr, FLATTEN: tl.constexpr, SPECIALIZE: tl.constexpr,
-    HALVES: tl.constexpr, DESCRIBED: tl.constexpr, AHEAD: tl.constexpr,
+    HALVES: tl.constexpr, DESCRIBED: tl.constexpr,
     HAS_BIAS: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     """One persistent program; x [M, K] and w [N, K] are pointers, or descriptors of BLOCK x BLOCK_K tiles when TMA.
 
-    DESCRIBED: the residual is read through the descriptor `residual_tiles`; AHEAD: it is asked for when its tile begins.
+    DESCRIBED: the residual is read through the descriptor `residual_tiles`.
     """
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
@@ -82,8 +71,6 @@ def linear8_kernel(
         rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
         cols = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=kind)
-        if AHEAD:
-            fetch_ahead(residual, rows, pid_n * BLOCK_N, stride_r, M, N, BLOCK_N)
         if TMA:
             for k in tl.range(0, tl.cdiv(K, BLOCK_K), num_stages=STAGES):
                 a = x.load([pid_m * BLOCK_M, k * BLOCK_K])
@@ -177,7 +164,6 @@ def linear(
     short = end.residual.element_size() == 2 and residual is not None
     described = tma and short and bool(chosen.get("described")) and end.flags["GATE"] != 2 and describable(end.residual)
     added = descriptor(end.residual, block[0], block[1] // 2 if halves else block[1]) if described else end.residual
-    ahead = short and bool(chosen.get("ahead")) and not interpreted()
     tiles = triton.cdiv(m, block[0]) * triton.cdiv(n, block[1])
     # A flattened loop keeps its operands' buffers through the end of a tile, and the residual needs 64 KiB beside four of them.
     flatten = bool(chosen.get("flatten")) and (residual is None or chosen["stages"] <= 3)
@@ -186,7 +172,7 @@ def linear(
             *operands, qx.scales, weight.scales, *end.pointers[:2], added, *end.pointers[2:],
             m, n, k, rows.stride(0), weight.values.stride(0),
             *block, chosen["GROUP"], chosen["stages"], tma, k % block[2] == 0, weight.activation == "int8-token",
-            flatten, bool(chosen.get("specialize")), halves, described, ahead, **end.flags,
+            flatten, bool(chosen.get("specialize")), halves, described, **end.flags,
             num_warps=chosen["warps"], num_stages=chosen["stages"],
         )  # fmt: skip
     return end.finished()
