@@ -55,11 +55,17 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class MemoryStats:
-    """Bytes on a device; None where the device cannot say."""
+    """Bytes on a device; None where the device cannot say.
+
+    `used` and `peak` are tensors, now and at most since `reset_peak`; `reserved` and `reserved_peak` are what the allocator holds
+    for them, which is what others cannot have.
+    """
 
     used: int | None = None
     peak: int | None = None
     total: int | None = None
+    reserved: int | None = None
+    reserved_peak: int | None = None
 
 
 class Switches(Protocol):
@@ -101,7 +107,7 @@ class Backend(ABC):
         """Wait until the device has done what it was asked."""
 
     def memory(self, device: Device) -> MemoryStats:
-        """Used, peak and total bytes of the device."""
+        """Bytes in use and reserved on the device, their peaks, and how many there are."""
         return MemoryStats(total=device.memory)
 
     def reset_peak(self, device: Device) -> None:
