@@ -106,6 +106,9 @@ class Backend(ABC):
     def synchronize(self, device: Device) -> None:
         """Wait until the device has done what it was asked."""
 
+    def start(self, device: Device) -> None:
+        """Begin to bring the device up where that takes a while; must not wait for it, and must not raise."""
+
     def memory(self, device: Device) -> MemoryStats:
         """Bytes in use and reserved on the device, their peaks, and how many there are."""
         return MemoryStats(total=device.memory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -159,7 +160,9 @@ class Held:
     def _load(self, on_event: OnEvent, *, encoder: bool = False) -> None:
         if self._loaded and not self._pixels.missing(encoder=encoder):
             return
-        with self._during("load"):
+        # A VAE's file is small enough to be hashed whole, which takes as long as loading a small transformer.
+        with self._during("load"), ThreadPoolExecutor(1, thread_name_prefix="turbort-digest") as other:
+            digest = other.submit(lambda: self._pixels.digest)
             if not self._loaded:
                 self._exit.close()
                 pool: AbstractContextManager[Any] = self.backend.pool(self.target.device, self.profile.memory.strategy)
@@ -167,7 +170,7 @@ class Held:
                 self._experts.load(self._used, on_event)
                 self._weights.update(self._experts.digests)
             self._pixels.load(self._used, on_event, encoder=encoder)
-            self._weights["vae"] = self._pixels.digest
+            self._weights["vae"] = digest.result()
             if self.ops is not None:
                 self.ops.attach(self._pixels.vae, "vae")
             self._loaded = True

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from fnmatch import fnmatchcase
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from turbort.backend import Backend, Device, MemoryStats, Switches, Unavailable
@@ -71,6 +72,18 @@ class Cuda(Backend):
 
         if device.arch != INTERPRETER:
             torch.cuda.synchronize(device.torch_name)
+
+    def start(self, device: Device) -> None:
+        """Create the context on a thread: the driver does it without Python, which plans meanwhile."""
+        if device.arch == INTERPRETER:
+            return
+        import torch
+
+        def create() -> None:
+            with suppress(Exception):  # whoever needs the device will be told
+                torch.empty(1, device=device.torch_name)
+
+        Thread(target=create, name="turbort-start", daemon=True).start()
 
     def memory(self, device: Device) -> MemoryStats:
         """What torch's allocator holds, and its peaks since `reset_peak`.

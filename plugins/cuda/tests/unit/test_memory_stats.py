@@ -1,7 +1,8 @@
-"""What the backend reads off torch's allocator, without a device."""
+"""What the backend reads off torch's allocator, and how a device is brought up, without one."""
 
 from __future__ import annotations
 
+from threading import Event
 from typing import Any
 
 import pytest
@@ -32,3 +33,17 @@ def test_tensors_and_what_is_reserved_for_them_come_from_one_question(monkeypatc
 def test_a_device_that_was_never_used_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: {})
     assert Cuda().memory(CARD) == MemoryStats(0, 0, 80 << 30, 0, 0)
+
+
+def test_starting_neither_waits_nor_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go = Event(), Event()
+
+    def empty(*size: int, device: str) -> None:
+        begun.set()
+        go.wait(10)
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch, "empty", empty)
+    Cuda().start(CARD)
+    assert begun.wait(10)
+    go.set()
