@@ -55,11 +55,17 @@ class Unavailable:
 
 @dataclass(frozen=True)
 class MemoryStats:
-    """Bytes on a device; None where the device cannot say."""
+    """Bytes on a device; None where the device cannot say.
+
+    `used` and `peak` are tensors, now and at most since `reset_peak`; `reserved` and `reserved_peak` are what the allocator holds
+    for them, which is what others cannot have.
+    """
 
     used: int | None = None
     peak: int | None = None
     total: int | None = None
+    reserved: int | None = None
+    reserved_peak: int | None = None
 
 
 class Switches(Protocol):
@@ -100,8 +106,11 @@ class Backend(ABC):
     def synchronize(self, device: Device) -> None:
         """Wait until the device has done what it was asked."""
 
+    def start(self, device: Device) -> None:
+        """Begin to bring the device up where that takes a while; must not wait for it, and must not raise."""
+
     def memory(self, device: Device) -> MemoryStats:
-        """Used, peak and total bytes of the device."""
+        """Bytes in use and reserved on the device, their peaks, and how many there are."""
         return MemoryStats(total=device.memory)
 
     def reset_peak(self, device: Device) -> None:

@@ -89,24 +89,31 @@ class Embedder:
         digest = open_checkpoint(self.files["text"]).digest
         return f"{digest}|{digest_files([self.files['tokenizer']])}|{self.dtype}|{self.scheme}|{self.spec.dit.text_len}"
 
+    def missing(self, texts: Sequence[str]) -> list[str]:
+        """Those that need the encoder: neither embedded before nor in the cache."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if self.cache is None or not new:
+            return new
+        identity, shape = self.identity, (1, self.spec.dit.text_len, self.spec.dit.text_dim)
+        for text in new:
+            found = self.cache.load(identity, text, shape, self.dtype)
+            if found is not None:
+                self._known[text] = found.to(self.device)
+        return [text for text in new if text not in self._known]
+
     def embed(self, texts: Sequence[str], progress: Callable[[int, int], None]) -> dict[str, Tensor]:
         """[1, text_len, text_dim] by text. `progress(done, wanted)` is called at the start and after each."""
         wanted = list(dict.fromkeys(texts))
         progress(0, len(wanted))
-        shape = (1, self.spec.dit.text_len, self.spec.dit.text_dim)
-        identity = self.identity if self.cache else ""
-        encoder: TextEncoder | None = None
+        missing = self.missing(wanted)
+        encoder = self._load() if missing else None
+        identity = self.identity if self.cache and missing else ""
         for number, text in enumerate(wanted):
-            found = self._known.get(text)
-            if found is None and self.cache:
-                found = self.cache.load(identity, text, shape, self.dtype)
-            if found is None:
-                if encoder is None:
-                    encoder = self._load()
+            if encoder is not None and text in missing:
                 found = encoder.encode([text])
                 if self.cache:
                     self.cache.store(identity, text, found)
-            self._known[text] = found.to(self.device)
+                self._known[text] = found.to(self.device)
             progress(number + 1, len(wanted))
         return {text: self._known[text] for text in wanted}
 

@@ -120,7 +120,8 @@ class Experts:
             setting.ops.attach(model, "dit")
         if setting.residency.offload:
             Offload(model, device)
-        if setting.residency.offload or setting.plan.header.get("graph") == "eager" or setting.ops is not None:
+        kernel_by_kernel = setting.residency.offload or setting.residency.eager or setting.plan.header.get("graph") == "eager"
+        if kernel_by_kernel or setting.ops is not None:
             monitor.in_turns = True
             return Expert(model, model, monitor)
         backend = setting.backend

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +17,7 @@ from turbort.checkpoints.lora import Lora
 from turbort.embed import Embedder, PromptCache
 from turbort.experts import Experts, Setting
 from turbort.guard.adapt import Adaptation
-from turbort.guard.choose import watch_of
+from turbort.guard.choose import second_of, watch_of
 from turbort.guard.policy import Policy
 from turbort.guard.profiler import OpProfile
 from turbort.job import Event, Job, OnEvent, Result, passes, silent
@@ -76,7 +78,10 @@ class Held:
         self._ran: list[dict[str, Any]] = []
         self._exit = ExitStack()
         self.guard = watch_of(spec, profile, plan, registry, target, self.memory, policy)
-        self.memory = self.memory.plus(self.guard.weight_bytes)
+        self._second = second_of(self.guard, plan)
+        if self._second.plan is not None:
+            made = forecast(plan, spec, profile, self.memory.residency, self._second)
+            self.memory = replace(made, budget=self.memory.budget)
         strengths = self.guard.strengths
         self.adaptation = Adaptation(strengths, self.device) if strengths is not None and strengths.works else None
         self.ops = OpProfile(self.backend, target.device) if profile_ops else None
@@ -126,11 +131,23 @@ class Held:
         return Pixels(self.spec, self.plan, self.registry, self.files["vae"], device=self.device, dtype=vae)
 
     @contextmanager
-    def _during(self, stage: str) -> Iterator[None]:
+    def _during(self, stage: str, counts: Callable[[], bool] = lambda: True) -> Iterator[None]:
         """Charge the block to `stage`, and remember that it was the last one begun."""
         self._stage = stage
-        with self.watch.stage(stage):
+        self._make_room(stage)
+        with self.watch.stage(stage, counts):
             yield
+
+    def _make_room(self, stage: str) -> None:
+        """Give the memory of earlier stages' tensors back where this stage's would not fit beside it.
+
+        An allocator does that by itself once an allocation fails, but by then small tensors of this stage may lie in it.
+        """
+        wanted, there = self.memory.stage(stage), self.backend.memory(self.target.device)
+        if self.memory.budget is None or there.reserved is None or there.used is None:
+            return
+        if wanted.reserved + there.reserved - there.used - wanted.captured > self.memory.budget:
+            self.backend.empty_cache(self.target.device)
 
     def _attempt(self, work: Callable[[], Made], again: Callable[[], Made], on_event: OnEvent) -> Made:
         return attempt(work, partial(self._step_down, on_event), again, lambda: self.steps_down)
@@ -141,7 +158,11 @@ class Held:
         self._load(on_event, encoder=self.spec.task == "i2v" or any(job.image for job in jobs))
 
     def _load(self, on_event: OnEvent, *, encoder: bool = False) -> None:
-        with self._during("load"):
+        if self._loaded and not self._pixels.missing(encoder=encoder):
+            return
+        # A VAE's file is small enough to be hashed whole, which takes as long as loading a small transformer.
+        with self._during("load"), ThreadPoolExecutor(1, thread_name_prefix="turbort-digest") as other:
+            digest = other.submit(lambda: self._pixels.digest)
             if not self._loaded:
                 self._exit.close()
                 pool: AbstractContextManager[Any] = self.backend.pool(self.target.device, self.profile.memory.strategy)
@@ -149,7 +170,7 @@ class Held:
                 self._experts.load(self._used, on_event)
                 self._weights.update(self._experts.digests)
             self._pixels.load(self._used, on_event, encoder=encoder)
-            self._weights["vae"] = self._pixels.digest
+            self._weights["vae"] = digest.result()
             if self.ops is not None:
                 self.ops.attach(self._pixels.vae, "vae")
             self._loaded = True
@@ -158,36 +179,54 @@ class Held:
         return self.backend.memory(self.target.device).used
 
     def _texts_of(self, jobs: Sequence[Job], on_event: OnEvent) -> dict[str, Tensor]:
-        def again() -> dict[str, Tensor]:
+        def work() -> dict[str, Tensor]:
+            if self._loaded and self.memory.residency.text == "first" and self._embedder.missing(_all_texts(jobs)):
+                self._unload()
+                self.backend.empty_cache(self.target.device)
             texts = self._embed(jobs, on_event)
             self._load(on_event)
             return texts
 
-        return self._attempt(lambda: self._embed(jobs, on_event), again, on_event)
+        return self._attempt(work, work, on_event)
 
     @torch.inference_mode()
     def _embed(self, jobs: Sequence[Job], on_event: OnEvent = silent) -> dict[str, Tensor]:
-        """Text embeddings [1, text_len, text_dim] by text; the encoder is freed afterwards."""
-        with self._during("text"):
-            return self._embedder.embed(
-                [text for job in jobs for text in _texts(job)],
-                lambda done, wanted: on_event(Event("text", done, wanted, memory=self._used())),
+        """Text embeddings [1, text_len, text_dim] by text; the encoder is freed afterwards, and its memory given back."""
+        before = self._embedder.loads
+
+        def encoded() -> bool:
+            return self._embedder.loads > before
+
+        with self._during("text", encoded):
+            texts = self._embedder.embed(
+                _all_texts(jobs), lambda done, wanted: on_event(Event("text", done, wanted, memory=self._used()))
             )
+        if encoded():
+            self.backend.empty_cache(self.target.device)
+        return texts
 
     def _step_down(self, on_event: OnEvent) -> None:
         """Free what the failed stage left behind and take the next smaller residency; weights that must move are freed, too."""
         self.backend.empty_cache(self.target.device)
-        before = self.memory.residency
-        self.memory = step_down(self.plan, self.spec, self.profile, self.memory, self._stage)
+        failed, before = self.memory, self.memory.residency
+        self.memory = step_down(self.plan, self.spec, self.profile, failed, self._stage, self._second)
         after = self.memory.residency
+        for stage in self.memory.stages:
+            if stage.name == self._stage or stage != failed.stage(stage.name):
+                self.watch.forget(stage.name)
         said = f"out of memory in stage {self._stage}: going on with {after.describe(self.spec)}"
         self.steps_down.append(said)
         on_event(Event("plan", message=said))
         self._embedder.scheme = after.text_scheme or self._embedder.scheme
-        if (before.experts, before.offload) != (after.experts, after.offload) or self._stage in ("load", "text"):
+        moved = any(getattr(before, name) != getattr(after, name) for name in ("experts", "eager", "offload"))
+        if moved or self._stage in ("load", "text"):
             self._unload()
             self._experts.settle(after)
             self.backend.empty_cache(self.target.device)
+
+
+def _all_texts(jobs: Sequence[Job]) -> list[str]:
+    return [text for job in jobs for text in _texts(job)]
 
 
 def _texts(job: Job) -> tuple[str, ...]:

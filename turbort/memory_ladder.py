@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from turbort.errors import UnavailableError
 from turbort.memory import Forecast, Residency, fastest, forecast
+from turbort.memory_beside import Second
 from turbort.precision import PRECISIONS
 from turbort.units import format_bytes
 
@@ -28,8 +29,8 @@ def savings(plan: Plan, spec: ModelSpec, profile: Profile, *, least: int = 1) ->
     """Ways to need less, the cheapest first; each returns its argument when it has nothing (more) to save.
 
     Text before the transformer, smaller VAE chunks, text in int8, one expert at a time, smaller batches down to `least`,
-    VAE tiles (which change pixels near their seams), blocks streamed from the host. Those that the profile forbids
-    (`memory.offload: none`) are left out.
+    steps that are not captured, VAE tiles (which change pixels near their seams), blocks streamed from the host. Those that the
+    profile forbids (`memory.offload: none`) are left out.
     """
     allowed = profile.memory.offload
     may = {name: allowed == "auto" or (isinstance(allowed, tuple) and name in allowed) for name in ("text", "dit", "vae")}
@@ -42,6 +43,8 @@ def savings(plan: Plan, spec: ModelSpec, profile: Profile, *, least: int = 1) ->
     if may["dit"] and spec.experts:
         yield lambda row: replace(row, experts="swap")
     yield lambda row: replace(row, batch=row.batch // 2) if row.batch // 2 >= least else row
+    if plan.header.get("graph") == "captured":
+        yield lambda row: replace(row, eager=True)
     if may["vae"] and width * height > 2 * TILE[0] * TILE[1]:
         yield lambda row: replace(row, tile=row.tile or TILE)
     if may["dit"]:
@@ -68,7 +71,7 @@ def choose(plan: Plan, spec: ModelSpec, profile: Profile, budget: int | None, *,
     found = next((row for row in made if row.fits), None)
     if found is not None:
         # A later step may have made an earlier saving needless; those that cost most are taken back first.
-        for name in ("tile", "batch", "text_scheme", "experts", "chunk", "text"):
+        for name in ("tile", "eager", "batch", "text_scheme", "experts", "chunk", "text"):
             residency = replace(found.residency, **{name: getattr(rows[0], name)})
             without = replace(forecast(plan, spec, profile, residency), budget=budget)
             found = without if without.fits else found
@@ -83,15 +86,15 @@ def choose(plan: Plan, spec: ModelSpec, profile: Profile, budget: int | None, *,
     )
 
 
-def step_down(plan: Plan, spec: ModelSpec, profile: Profile, now: Forecast, stage: str) -> Forecast:
+def step_down(plan: Plan, spec: ModelSpec, profile: Profile, now: Forecast, stage: str, second: Second | None = None) -> Forecast:
     """The next residency below `now` in which `stage`, which ran out of memory, needs noticeably less.
 
     Raises UnavailableError with the stage's forecast when nothing is left to save.
     """
     failed = now.stage(stage)
     for saving in savings(plan, spec, profile):
-        made = replace(forecast(plan, spec, profile, saving(now.residency)), budget=now.budget)
-        if made.stage(stage).peak <= WORTH * failed.peak:
+        made = replace(forecast(plan, spec, profile, saving(now.residency), second), budget=now.budget)
+        if made.stage(stage).reserved <= WORTH * failed.reserved:
             return made
     raise UnavailableError(
         f"the device ran out of memory in stage {stage}, and nothing is left to save",

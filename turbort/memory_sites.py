@@ -20,8 +20,13 @@ GROUP, BLOCK = 128, 128
 SLA_BLOCK = (64, 128)
 CODES = {"int8": 1, "int8-fp8": 2}
 """8-bit copies of the keys, or of keys and values, that attention makes at these precisions."""
+ROUNDING = 8
+"""Bytes per value beside a float weight while its codes are made: float32 magnitudes, or quotients and their rounded form."""
 QUANTISING = 13
 """Bytes per value while a weight is brought into its scheme: stored codes, their scales spread out, and two float32 copies."""
+EPILOGUE = {2: 12, 4: 8}
+"""Bytes per value, by the width of a value, while torch adds a linear's gate and residual: float32 of the gated product, of the
+residual and of their sum."""
 GATHERED = 1 << 26
 """Elements of keys (and of values) that the reference's sparse attention gathers at once."""
 
@@ -39,7 +44,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Text:
-    """Bytes of the text encoder and of its activations for one prompt."""
+    """Bytes of the text encoder, and the most beside it: a prompt's activations, or its widest matrix while it is quantised."""
 
     weights: int
     activations: int
@@ -109,7 +114,9 @@ def dit_activations(plan: Plan, *, token_time: bool = False) -> int:
 
     In a block of width D and feed-forward width F over L tokens, w bytes a value, e bytes where a norm hands over 8 bits:
     at attention the stream, the norm's output, q, k, v and the result, L D (5 w + e), and what the kernel makes of k and v;
-    at GELU the stream before and after attention, the norm's output and both halves, L D (2 w + e) + L F (w + e).
+    at GELU the stream before and after attention, the norm's output and both halves, L D (2 w + e) + L F (w + e);
+    at the second linear of the feed-forward, where its gate and residual are added by torch, the same streams, one half, and
+    what `EPILOGUE` says.
     `token_time`: the modulation of every token, once for the model and once with the block's own, and the embedding.
     """
     width = float_bytes(str(plan.header.get("compute", "bf16")))
@@ -129,6 +136,8 @@ def dit_activations(plan: Plan, *, token_time: bool = False) -> int:
             gelu = next((c for c in sites if c.role == "ffn.gelu"), None)
             hidden = prod(shapes[0][:-1]) * shapes[1][0]
             moments.append(2 * stream + handed * tokens + hidden * _gelu_width(gelu, width))
+        elif choice.role == "ffn.out" and len(shapes) > 3 and choice.kernel.endswith("/torch"):
+            moments.append(2 * stream + handed * tokens + prod(shapes[0]) * width + EPILOGUE[width] * tokens)
     return max(moments) + tables + (13 * 4 * tokens if token_time else 0)
 
 
@@ -170,14 +179,15 @@ def _is_reference(choice: Choice) -> bool:
 
 @dataclass(frozen=True)
 class _Conv:
-    """A convolution of the decoder: shapes of input and weight, bytes per value, copies that its kernel makes, and whether its
-    input has room for the past."""
+    """A convolution of the decoder: shapes of input and weight, bytes per value, copies that its kernel makes, whether its
+    input has room for the past, and whether its kernel keeps its weight in a layout of its own."""
 
     x: tuple[int, ...]
     weight: tuple[int, ...]
     width: int
     copies: int
     room: bool
+    lays_out: bool
 
     @property
     def frame(self) -> int:
@@ -192,6 +202,9 @@ class _Conv:
 ROOM = {"cuda/triton": ("cuda/cudnn", "cuda/triton", "cuda/triton-any")}
 """Kernels of `vae_norm_silu` that leave room for the past in front of their result, and the convolutions that use it."""
 
+LAYING_OUT = ("cuda/triton", "cuda/triton-any")
+"""Kernels of `causal_conv3d` that keep their weight's taps side by side."""
+
 
 def _convolutions(plan: Plan) -> Iterable[_Conv]:
     before = None
@@ -201,8 +214,14 @@ def _convolutions(plan: Plan) -> Iterable[_Conv]:
             reorders = _is_reference(choice) and "/channels-last" not in choice.kernel
             after = before.kernel if before is not None and before.op == "vae_norm_silu" else ""
             room = choice.kernel in ROOM.get(after, ())
-            yield _Conv(shapes[0], shapes[1], float_bytes(choice.precision), int(reorders), room)
+            lays_out = choice.op == "causal_conv3d" and choice.kernel in LAYING_OUT
+            yield _Conv(shapes[0], shapes[1], float_bytes(choice.precision), int(reorders), room, lays_out)
         before = choice
+
+
+def vae_layouts(plan: Plan) -> int:
+    """Second layouts of weights that the convolutions' kernels keep from their first call on."""
+    return sum(prod(conv.weight) * conv.width for conv in _convolutions(plan) if conv.lays_out)
 
 
 def vae_caches(plan: Plan) -> int:
@@ -234,16 +253,21 @@ def vae_activations(plan: Plan, chunk: int, latent_frames: int) -> int:
 
 def text_bytes(spec: ModelSpec, profile: Profile, scheme: str | None) -> Text:
     """The umT5 encoder as it is loaded: matrices in `scheme` or the profile's precision, the rest in floats."""
+    from turbort.models.text import AT_ONCE
+
     named = PRECISIONS[profile.precision.text]
     scheme = scheme or named.weight_scheme
     floats = float_bytes(named.name if named.kind == "float" else profile.precision.compute)
-    matrices, every = _text_values(spec.text)
+    matrices, every, widest = _text_values(spec.text)
     weights = every * floats if scheme is None else (every - matrices) * floats + matrices
     length, config = min(spec.text.text_len, spec.dit.text_len), spec.text
     # Scores and their softmax in float32 beside q, k, v, the residual and both halves of the gated feed-forward.
     scores = 2 * 4 * config.heads * length * length
     rows = floats * length * (5 * config.dim + 3 * config.ffn_dim)
-    return Text(weights, scores + rows)
+    # The matrix as it is stored is there until its codes are; in parts, those are joined at last.
+    at_once = min(widest, AT_ONCE) if scheme == "int8-channel" else widest
+    quantising = 0 if scheme is None else max(floats * widest + ROUNDING * at_once, (floats + 1) * widest)
+    return Text(weights, max(scores + rows, quantising))
 
 
 # A choice among residencies asks for these again and again, and building a large model on meta takes a second.
@@ -273,8 +297,8 @@ def _vae_values(config: VaeConfig) -> tuple[int, int]:
 
 
 @cache
-def _text_values(config: TextConfig) -> tuple[int, int]:
-    """Values of the text encoder's matrices, and of all its weights."""
+def _text_values(config: TextConfig) -> tuple[int, int, int]:
+    """Values of the text encoder's matrices, of all its weights, and of its widest matrix."""
     import torch
 
     from turbort.models.layers import Linear
@@ -282,5 +306,5 @@ def _text_values(config: TextConfig) -> tuple[int, int]:
 
     with torch.device("meta"):
         model = Umt5(config)
-    matrices = sum(module.weight.numel() for module in model.modules() if isinstance(module, Linear))
-    return matrices, sum(parameter.numel() for parameter in model.parameters())
+    matrices = [module.weight.numel() for module in model.modules() if isinstance(module, Linear)]
+    return sum(matrices), sum(parameter.numel() for parameter in model.parameters()), max(matrices)

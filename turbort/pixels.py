@@ -40,10 +40,14 @@ class Pixels:
         """A name for the file's content."""
         return self._checkpoint.digest
 
+    def missing(self, *, encoder: bool) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the weights that are not there yet, of the decoder and, if asked, the encoder."""
+        every = self._binder.expected()
+        return {name: shape for name, shape in every.items() if encoder or not name.startswith(self.vae.encoding)}
+
     def load(self, used: Callable[[], int | None], on_event: OnEvent, *, encoder: bool) -> None:
         """Put in place what is not there yet: the decoder, and the encoder where `encoder` asks for it."""
-        every = self._binder.expected()
-        wanted = {name: shape for name, shape in every.items() if encoder or not name.startswith(self.vae.encoding)}
+        wanted = self.missing(encoder=encoder)
         for number, (name, value) in enumerate(stream(self._checkpoint, wanted, ignore=("*",), device=self._binder.device)):
             self._binder.place(name, value)
             on_event(Event("load", number + 1, len(wanted), memory=used(), message="vae"))

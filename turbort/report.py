@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -26,12 +26,16 @@ PACKAGES = ("turbort", "torch", "triton", "torch-npu", "torch-xla", "transformer
 
 @dataclass
 class Stopwatch:
-    """Seconds and peak bytes per stage. The device is synchronised at both ends, so work is charged where it was asked for."""
+    """Seconds and peak bytes per stage, of tensors and of what is reserved for them.
+
+    The device is synchronised at both ends, so work is charged where it was asked for.
+    """
 
     backend: Backend
     device: Device
     seconds: dict[str, float] = field(default_factory=dict)
     peak: dict[str, int] = field(default_factory=dict)
+    reserved: dict[str, int] = field(default_factory=dict)
     used: list[tuple[float, int, str]] = field(default_factory=list)
     """Seconds since the first stage, bytes in use, and the stage, at both ends of every stage."""
     _first: float | None = None
@@ -42,9 +46,14 @@ class Stopwatch:
         if used is not None:
             self.used.append((round(now - self._first, 4), used, name))
 
+    def forget(self, name: str) -> None:
+        """Drop the peaks of a stage: what comes next is another way to do it."""
+        self.peak.pop(name, None)
+        self.reserved.pop(name, None)
+
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Charge the block to stage `name`; repeated stages add up."""
+    def stage(self, name: str, counts: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """Charge the block to stage `name`; repeated stages add up. Its peaks count where `counts()` says so at its end."""
         self.backend.synchronize(self.device)
         self.backend.reset_peak(self.device)
         start = perf_counter()
@@ -55,9 +64,10 @@ class Stopwatch:
             self.backend.synchronize(self.device)
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - start
             self._note(perf_counter(), name)
-            peak = self.backend.memory(self.device).peak
-            if peak is not None:
-                self.peak[name] = max(self.peak.get(name, 0), peak)
+            found = self.backend.memory(self.device)
+            for peaks, peak in ((self.peak, found.peak), (self.reserved, found.reserved_peak)):
+                if peak is not None and counts():
+                    peaks[name] = max(peaks.get(name, 0), peak)
 
 
 def versions() -> dict[str, str]:
@@ -104,7 +114,8 @@ def receipt(
     """The report as plain data, ready for JSON.
 
     `executed` counts calls as they happened, so a run that silently stayed in another precision shows it.
-    Seconds are wall time per stage over all jobs; bytes are the peak of the device during the stage.
+    Seconds are wall time per stage over all jobs; bytes are the peak of the device during the stage. A stage that took its result
+    from a cache has no peak.
     """
     return {
         "report": REPORT_SCHEMA,
@@ -127,6 +138,7 @@ def receipt(
         ],
         "seconds": {name: round(value, 4) for name, value in watch.seconds.items()},
         "peak_bytes": dict(watch.peak),
+        "reserved_bytes": dict(watch.reserved),
         "memory_over_time": [list(row) for row in watch.used],
         "jobs": [
             {

@@ -72,6 +72,7 @@ class Session(Held):
         registry = registry or Registry()
         asked = on or (plan.header["backend"] if plan else None)
         target = with_values(asked if isinstance(asked, Target) else find_target(profile, registry, asked))
+        registry.backend(target.backend).start(target.device)
         budget = budget_of(target.device, profile, memory_budget)
         profile = tiered(profile, budget)
         first = (jobs[0] if jobs else Job("")).resolved(spec)

@@ -265,3 +265,16 @@ def test_a_thread_that_cannot_start_leaves_no_file(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="new thread"):
         write_behind(writing(tmp_path), then_raise((), AssertionError("nothing must be made")))
     assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_write_that_is_stopped_ends_silently(suffix, opened, tmp_path, capfd):
+    """PyAV prints what a file raises while its container is closed, and a container has several calls left to make then."""
+    pytest.importorskip("av")
+    writer = open_writer(tmp_path / f"x{suffix}", WIDTH, HEIGHT, 16)
+    given = chunks(6 if opened else 0, frames=8)
+    with pytest.raises(torch.OutOfMemoryError):
+        write_behind(writer, then_raise(given, torch.OutOfMemoryError("CUDA out of memory")))
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr().err == ""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from turbort.models.spec import ModelSpec
     from turbort.plan import Plan
 
-COLUMNS = ("stage", "weights", "kept", "activations", "peak")
+COLUMNS = ("stage", "weights", "kept", "activations", "unusable", "reserved")
 
 
 def parse_budget(text: str | None) -> int | None:
@@ -50,7 +50,7 @@ def memory_table(made: Forecast, spec: ModelSpec, *, stderr: bool = False) -> No
     from turbort.units import format_bytes
 
     rows: list[dict[str, Any]] = [dict(stage.row()) for stage in made.stages]
-    worst = max(made.stages, key=lambda stage: stage.peak).name
+    worst = max(made.stages, key=lambda stage: stage.reserved).name
     title = f"memory: {format_bytes(made.needed)} needed with its margin"
     title += f", {format_bytes(made.budget)} there" if made.budget is not None else ""
     ui.table(rows, COLUMNS, title=title, styles=lambda row: "warn" if row["stage"] == worst else None, stderr=stderr)

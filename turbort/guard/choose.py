@@ -9,7 +9,8 @@ from turbort.guard.groups import find_groups
 from turbort.guard.monitor import Mode, Watch
 from turbort.guard.policy import Policy
 from turbort.guard.strength import Strengths
-from turbort.memory import MARGIN, Forecast
+from turbort.memory import Forecast, forecast
+from turbort.memory_beside import Second
 from turbort.models.spec import ModelSpec
 from turbort.plan import Plan
 from turbort.planner import Target
@@ -49,14 +50,21 @@ def watch_of(
         strengths.check([group.name for group in groups])
     modes: dict[str, Mode] = {"promote": "promote", "warn": "warn", "ignore": "off"}
     watch = Watch(modes[wish.on_outlier], wish.outlier_share, groups, strengths=strengths)
-    copies = len(spec.experts) if spec.experts and memory.residency.experts == "all" else 1
     room = None if memory.budget is None else memory.budget - memory.needed
-    wanted = round(watch.weight_bytes * copies * MARGIN)
+    wanted = forecast(plan, spec, profile, memory.residency, second_of(watch, plan)).needed - memory.needed
     if room is not None and wanted > room:
         note = f"second weights would take {format_bytes(wanted)} and {format_bytes(max(0, room))} are left: outliers only warn"
         mode: Mode = "warn" if watch.mode == "promote" else watch.mode
         return replace(watch, mode=mode, note=note, strengths=_without(strengths, "second weights do not fit"))
     return watch
+
+
+def second_of(watch: Watch, plan: Plan) -> Second:
+    """The second kernels that a run loads; none where its monitor only looks."""
+    if not watch.switches:
+        return Second()
+    then = {member.now.path: member.then for group in watch.groups for member in group.members}
+    return Second(watch.weight_bytes, replace(plan, choices=tuple(then.get(choice.path, choice) for choice in plan)))
 
 
 def _strengths(profile: Profile, plan: Plan) -> Strengths | None:

@@ -25,12 +25,26 @@ X264 = {"crf": "13", "preset": "veryfast", "threads": "4"}
 
 
 class _Pipe:
-    """The part of a `Sink` that PyAV may see: without `close`, so that closing a container does not end the file."""
+    """The part of a `Sink` that PyAV may see: without `close`, so that closing a container does not end the file.
+
+    Once it is `dead` everything succeeds and nothing happens. A container that is closed without its file seeks and writes
+    several times, and PyAV prints all exceptions of those calls but the last.
+    """
+
+    dead = False
 
     def __init__(self, sink: Sink) -> None:
-        self._sink, self.seek, self.tell = sink, sink.seek, sink.tell
+        self._sink = sink
+
+    def tell(self) -> int:
+        return 0 if self.dead else self._sink.tell()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return max(0, offset) if self.dead else self._sink.seek(offset, whence)
 
     def write(self, data: bytes) -> int:
+        if self.dead:
+            return len(data)
         try:
             return self._sink.write(data)
         except KeyboardInterrupt as stop:
@@ -44,6 +58,7 @@ class EncodedWriter(VideoWriter):
     format: str
     codec: str
     _sink: Sink | None = None
+    _pipe: _Pipe | None = None
     _container: Any = None
     _stream: Any = None
 
@@ -56,7 +71,8 @@ class EncodedWriter(VideoWriter):
                 fix="pip install --force-reinstall av, or write another format (.npy, .png)",
             )
         self._sink = Sink(self.path)
-        self._container = av.open(_Pipe(self._sink), "w", format=self.format, container_options={"fflags": "+bitexact"})
+        self._pipe = _Pipe(self._sink)
+        self._container = av.open(self._pipe, "w", format=self.format, container_options={"fflags": "+bitexact"})
         self._container.metadata.update(self.metadata)
         self._stream = self._add_stream(self._container)
 
@@ -96,10 +112,12 @@ class EncodedWriter(VideoWriter):
         self._sink.commit()
 
     def _discard(self) -> None:
+        if self._pipe is not None:
+            self._pipe.dead = True
         if self._sink is not None:
             self._sink.discard()
         if self._container is not None:
-            # Closing writes the trailer, which the discarded sink refuses.
+            # Closing writes the trailer, which goes nowhere.
             with contextlib.suppress(Exception):
                 self._container.close()
 

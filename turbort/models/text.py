@@ -19,6 +19,9 @@ from turbort.quant.schemes import quantize
 STEP = 64
 """Prompts are padded to a multiple of this many tokens, so that a device that compiles per shape meets few shapes."""
 
+AT_ONCE = 1 << 22
+"""Values of a matrix that are quantised at once."""
+
 
 class TextEncoder:
     """A tokenizer and a umT5 encoder with its weights in place."""
@@ -81,6 +84,19 @@ def _place(
         there = value.to(device)
         packed = (there.dequantize(dtype) if isinstance(there, QTensor) else there.to(dtype)).contiguous()
         if scheme is not None and linear:
-            packed = quantize(packed, scheme)
+            packed = _in_parts(packed, scheme)
     del module._parameters[attribute]
     setattr(module, attribute, nn.Parameter(packed, requires_grad=False) if isinstance(packed, Tensor) else packed)
+
+
+def _in_parts(weight: Tensor, scheme: str) -> QTensor:
+    """`quantize(weight, scheme)`, some rows at a time where a row has a scale of its own.
+
+    At once, the float32 copies of umT5's widest matrix would be the peak of a small model's run.
+    """
+    rows = max(1, AT_ONCE // weight.shape[-1])
+    if scheme != "int8-channel" or len(weight) <= rows:
+        return quantize(weight, scheme)
+    parts = [quantize(part, scheme) for part in torch.split(weight, rows)]
+    values, scales = (torch.cat([getattr(part, name) for part in parts]) for name in ("values", "scales"))
+    return QTensor(scheme, values, scales, weight.dtype)

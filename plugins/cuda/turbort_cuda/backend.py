@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from fnmatch import fnmatchcase
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from turbort.backend import Backend, Device, MemoryStats, Switches, Unavailable
@@ -72,14 +73,33 @@ class Cuda(Backend):
         if device.arch != INTERPRETER:
             torch.cuda.synchronize(device.torch_name)
 
+    def start(self, device: Device) -> None:
+        """Create the context on a thread: the driver does it without Python, which plans meanwhile."""
+        if device.arch == INTERPRETER:
+            return
+        import torch
+
+        def create() -> None:
+            with suppress(Exception):  # whoever needs the device will be told
+                torch.empty(1, device=device.torch_name)
+
+        Thread(target=create, name="turbort-start", daemon=True).start()
+
     def memory(self, device: Device) -> MemoryStats:
-        """What torch's allocator holds: used now, and the peak since `reset_peak`."""
+        """What torch's allocator holds, and its peaks since `reset_peak`.
+
+        Loading asks once per tensor. `memory_allocated` flattens and sorts all of torch's figures to return one of them, five
+        times as long as it takes to get them.
+        """
         if device.arch == INTERPRETER:
             return MemoryStats()
         import torch
 
-        used = torch.cuda.memory_allocated(device.torch_name)
-        return MemoryStats(used=used, peak=torch.cuda.max_memory_allocated(device.torch_name), total=device.memory)
+        found = torch.cuda.memory_stats_as_nested_dict(device.torch_name)
+        if not found:  # nothing was ever put there
+            return MemoryStats(used=0, peak=0, total=device.memory, reserved=0, reserved_peak=0)
+        used, held = found["allocated_bytes"]["all"], found["reserved_bytes"]["all"]
+        return MemoryStats(used["current"], used["peak"], device.memory, held["current"], held["peak"])
 
     def reset_peak(self, device: Device) -> None:
         if device.arch != INTERPRETER:

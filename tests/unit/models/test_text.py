@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.properties import examples
 from turbort.errors import CheckpointError
+from turbort.models import text
 from turbort.models.clip import ClipConfig, ClipVision
 from turbort.models.config import DitConfig, TextConfig
 from turbort.models.image import first_frame_times, hold_first_frame, image_condition, load_clip
@@ -25,6 +26,7 @@ from turbort.models.text import TextEncoder
 from turbort.models.umt5 import Umt5, bounded, buckets
 from turbort.models.vae import build_vae
 from turbort.quant.qtensor import QTensor
+from turbort.quant.schemes import quantize
 
 SMALL = TextConfig(dim=32, ffn_dim=48, heads=2, head_dim=24, layers=2, vocab=40, text_len=20)
 WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "cat", "dog", "and", "runs")
@@ -277,3 +279,13 @@ def test_the_grammar_file_is_beside_the_model() -> None:
     assert path.parent == MODELS["tiny"].root
     if path.exists():
         json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("scheme", ["int8-channel", "int8-block128"])
+def test_a_matrix_quantised_in_parts_has_the_same_codes(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "AT_ONCE", 5 * 96 + 7)
+    weight = torch.randn(33, 96, dtype=torch.bfloat16)
+    whole, parts = quantize(weight, scheme), text._in_parts(weight, scheme)
+    assert (whole.scheme, whole.dtype) == (parts.scheme, parts.dtype)
+    assert torch.equal(whole.values, parts.values)
+    assert torch.equal(whole.scales, parts.scales)
