@@ -21,7 +21,7 @@ def label(config: Config) -> str:
 
 
 def linears() -> Iterator[Config]:
-    """The tile, the depth of the pipeline, and how the end of a tile is hidden."""
+    """The tile, the depth of the pipeline, and how the end of a tile is hidden; in Gluon, see `kernels.linear_hopper`."""
     base = {"GROUP": 8, "tma": True}
     first = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "stages": 4, "warps": 8, "halves": True, **base}
     yield first
@@ -35,6 +35,22 @@ def linears() -> Iterator[Config]:
     yield {**first, "flatten": True, "BLOCK_M": 256, "BLOCK_N": 128}
     yield {**first, "BLOCK_N": 128, "halves": False}
     yield {**first, "BLOCK_N": 128, "halves": False, "stages": 2, "warps": 4, "per_sm": 2}
+    yield {**first, "prefetch": True}
+    yield {**first, "flatten": True, "stages": 3, "prefetch": True}
+    yield from hopper_linears()
+
+
+def hopper_linears() -> Iterator[Config]:
+    """Linears in Gluon: how far one warpgroup is ahead of the other, the tile, and shorter steps in more stages."""
+    first = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "GROUP": 8, "stages": 4, "warps": 8, "tma": True, "halves": True}
+    first |= {"flatten": True, "gluon": True, "lead": 2}
+    yield first
+    yield {**first, "lead": 1}
+    yield {**first, "lead": 0}
+    yield {**first, "lead": 3}
+    yield {**first, "GROUP": 16}
+    yield {**first, "BLOCK_K": 64, "lead": 4}
+    yield {**first, "BLOCK_M": 256, "BLOCK_N": 128}
 
 
 def dense() -> Iterator[Config]:

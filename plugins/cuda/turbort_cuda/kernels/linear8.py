@@ -46,12 +46,21 @@ def store_part(
 
 
 @triton.jit
+def ask_for(residual, rows, col, stride_r, M, N, WIDTH: tl.constexpr):
+    """Have the L2 cache read a tile of the residual, a request for 128 bytes, while the products of the tile are computed."""
+    STEP: tl.constexpr = 1024 // residual.dtype.element_ty.primitive_bitwidth
+    cols = tl.minimum(col + tl.arange(0, WIDTH // STEP) * STEP, N - 1)
+    place = residual + tl.minimum(rows, M - 1).to(tl.int64)[:, None] * stride_r + cols[None, :]
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [place], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def linear8_kernel(
     x, w, out, x_scale, w_scale, bias, residual, gate, length, stride_r, stride_gb, stride_gl,
     M, N, K, stride_x, stride_w,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
     TMA: tl.constexpr, EVEN_K: tl.constexpr, INT: tl.constexpr, FLATTEN: tl.constexpr, SPECIALIZE: tl.constexpr,
-    HALVES: tl.constexpr,
+    HALVES: tl.constexpr, PREFETCH: tl.constexpr,
     HAS_BIAS: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
     """One persistent program; x [M, K] and w [N, K] are pointers, or descriptors of BLOCK x BLOCK_K tiles when TMA."""
@@ -63,6 +72,8 @@ def linear8_kernel(
         rows = pid_m * BLOCK_M + tl.arange(0, BLOCK_M)
         cols = pid_n * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=kind)
+        if PREFETCH and RESIDUAL:
+            ask_for(residual, rows, pid_n * BLOCK_N, stride_r, M, N, BLOCK_N)
         if TMA:
             for k in tl.range(0, tl.cdiv(K, BLOCK_K), num_stages=STAGES):
                 a = x.load([pid_m * BLOCK_M, k * BLOCK_K])
@@ -131,7 +142,10 @@ def linear(
     gate: Tensor | None = None,
     config: dict[str, Any] | None = None,
 ) -> Tensor:
-    """`turbort.ops.linear` at w8a8 or fp8 for a weight from `pack`; `config` replaces the table's choice when measuring."""
+    """`turbort.ops.linear` at w8a8 or fp8 for a weight from `pack`; `config` replaces the table's choice when measuring.
+
+    With `gluon` in the configuration `linear_hopper` takes the calls that suit it, the kernel of this file the others.
+    """
     qx = activations(x, weight.activation)
     values, dtype, shape = unpack_input(qx)
     rows = rows_of(values)
@@ -140,7 +154,11 @@ def linear(
     end = epilogue(shape, n, dtype, device, bias, activation, residual, gate)
     if m == 0:
         return end.finished()
-    chosen = dict(config or pick("linear8", capability(device), linear_class(m, n, k), f"{n}x{k}"))
+    chosen = dict(config or pick("linear8", capability(device), linear_class(m, n, k), *keys(n, k, end.flags)))
+    hopper = _hopper() if chosen.get("gluon") and capability(device) == 90 else None
+    if hopper is not None and hopper.suits(rows, weight.values, end, chosen):
+        hopper.launch(rows, weight.values, qx.scales, weight.scales, end, chosen)
+        return end.finished()
     block = chosen["BLOCK_M"], chosen["BLOCK_N"], chosen["BLOCK_K"]
     tma = bool(chosen.get("tma")) and all(map(describable, (rows, weight.values, end.out)))
     halves = bool(chosen.get("halves"))
@@ -159,10 +177,25 @@ def linear(
             *operands, qx.scales, weight.scales, *end.pointers,
             m, n, k, rows.stride(0), weight.values.stride(0),
             *block, chosen["GROUP"], chosen["stages"], tma, k % block[2] == 0, weight.activation == "int8-token",
-            flatten, bool(chosen.get("specialize")), halves, **end.flags,
+            flatten, bool(chosen.get("specialize")), halves, tma and bool(chosen.get("prefetch")), **end.flags,
             num_warps=chosen["warps"], num_stages=chosen["stages"],
         )  # fmt: skip
     return end.finished()
+
+
+def keys(n: int, k: int, flags: dict[str, Any]) -> tuple[str, ...]:
+    """Under what a measured configuration is looked for: this size with this end of a tile, then this size."""
+    end = "residual" if flags["RESIDUAL"] else "gelu" if flags["GELU"] else ""
+    return (f"{n}x{k} {end}", f"{n}x{k}") if end else (f"{n}x{k}",)
+
+
+def _hopper() -> Any | None:
+    """The kernel in Gluon, or None where this Triton does not have the parts of Gluon that it needs."""
+    try:
+        from turbort_cuda.kernels import linear_hopper
+    except (ImportError, AttributeError):
+        return None
+    return linear_hopper
 
 
 def empty_weight(n: int, k: int, *, fp8: bool, device: torch.device) -> Weight8:
