@@ -78,9 +78,6 @@ def tried() -> Iterator[Check]:
     for n, k in ((FFN, DIM), (DIM, FFN)):
         for config in variants.linears():
             yield f"variant linear {k}->{n} {variants.label(config)}", "w8a8", lambda c=config, n=n, k=k: _linear_variant(c, n, k)
-    for config in variants.residuals():
-        name = f"variant linear {DIM}->{DIM} gate+residual {variants.label(config)}"
-        yield name, "w8a8", lambda c=config: _linear_variant(c, DIM, DIM, residual=True)
     for block in variants.BLOCKS:
         for config in variants.sparse(block):
             name = f"variant sla {block[0]}x{block[1]} {variants.label(config)}"
@@ -153,17 +150,14 @@ def _small_sla(precision: str, batch: int, tokens: int, topk: float, early: bool
     return _both(lambda c: sla.sla_attention(q, k, v, proj, bias, topk=topk, precision=precision, config=c), early=early)
 
 
-def _linear_variant(config: dict[str, Any], n: int, k: int, *, residual: bool = False) -> Pair:
+def _linear_variant(config: dict[str, Any], n: int, k: int) -> Pair:
     from turbort_cuda.kernels import linear8, quant
 
     weight = linear8.empty_weight(n, k, fp8=False, device=torch.device(DEVICE))
     x, bias = quant.quantize(randn(TOKENS, k), emit="int8-token"), randn(n)
     # The true product of the codes themselves: only the output's rounding is left as an error.
     full = weight.values.float() * weight.scales[:, None]
-    added, gate = (randn(TOKENS, n), randn(n).float()) if residual else (None, None)
-
-    def truth() -> Tensor:
-        y = F.linear(x.dequantize(torch.float32), full, bias.float())
-        return y if added is None else added.float() + gate * y
-
-    return lambda: linear8.linear(x, weight, bias, residual=added, gate=gate, config=config), truth
+    return (
+        lambda: linear8.linear(x, weight, bias, config=config),
+        lambda: F.linear(x.dequantize(torch.float32), full, bias.float()),
+    )

@@ -1,4 +1,7 @@
-"""A worker of `check`: runs cases of the conformance suite, or kernels at the workload's shapes, and answers each with a line."""
+"""A worker of `check`: runs cases of the conformance suite, or kernels at the workload's shapes, and answers each with a line.
+
+It also times configurations of linears for `tune`, one worker at a time.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         task = json.loads(line)
-        for row in (_cases if task["kind"] == "case" else _shapes)(task["items"]):
+        for row in WORK[task["kind"]](task["items"]):
             row["poisoned"] = _poisoned()
             answers.write(json.dumps(row) + "\n")
             answers.flush()
@@ -71,6 +74,15 @@ def _shapes(items: list[str]) -> Iterator[Row]:
     from benchmarks.cuda.shapes import judged
 
     yield from judged(set(items))
+
+
+def _times(items: list[str]) -> Iterator[Row]:
+    from benchmarks.cuda.linear_variants import times
+
+    yield from times(items)
+
+
+WORK = {"case": _cases, "shape": _shapes, "time": _times}
 
 
 def first_line(error: BaseException) -> str:

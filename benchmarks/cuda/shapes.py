@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.cuda import attention_checks, convolution
+from benchmarks.cuda import attention_checks, convolution, linear_variants
 from benchmarks.cuda.check_inputs import Check, Pair, randn
 from benchmarks.cuda.check_worker import Row, first_line
 from benchmarks.cuda.timing import DEVICE, nmse, synchronize
@@ -198,5 +198,6 @@ GROUPS: dict[str, Callable[[], Iterator[Check]]] = {
     "tails": _linear_shape(min(TOKENS, 1021), 1000, 333),
     "text": _linear_shape(min(TOKENS, 512), DIM, DIM),
     "time": _linear_shape(1, DIM, 256),
+    "linear ends": linear_variants.checks,
 }
 """Checks that share a worker."""

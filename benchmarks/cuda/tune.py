@@ -10,6 +10,7 @@ from turbort_cuda import tune
 from turbort_cuda.launch import capability
 from turbort_cuda.variants import label
 
+from benchmarks.cuda import linear_variants
 from benchmarks.cuda.convolution import STAGES
 from benchmarks.cuda.results import Results
 from benchmarks.cuda.timing import DEVICE, timed
@@ -20,7 +21,9 @@ SECONDS = 0.06
 
 def run(results: Results, args: argparse.Namespace) -> None:
     arch = f"sm_{capability(torch.device(DEVICE))}" if args.save else None
-    sizes = {(TOKENS, n, k) for n, k in ((FFN, DIM), (DIM, FFN), (DIM, DIM))}
+    if not TOY:
+        linear_variants.run(results, args)
+    sizes = {(TOKENS, n, k) for n, k in ((FFN, DIM), (DIM, FFN), (DIM, DIM))} if TOY else set()
     for contest in tune.contests(sizes, {(TOKENS, HEADS, HEAD)}, torch.device(DEVICE), () if TOY else STAGES[1:]):
         if not fnmatchcase(f"{contest.kernel} {contest.key}", args.only):
             continue

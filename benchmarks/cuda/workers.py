@@ -85,7 +85,17 @@ class Worker:
 class Pool:
     """`count` workers on one queue. `run` returns the answers in the order they came; `lost` names what nobody answered."""
 
-    def __init__(self, module: str, count: int, devices: int, seconds: float, each: Callable[[Row], None] | None = None) -> None:
+    def __init__(
+        self,
+        module: str,
+        count: int,
+        devices: int,
+        seconds: float,
+        each: Callable[[Row], None] | None = None,
+        *,
+        silence: float = SILENCE,
+    ) -> None:
+        self.silence = silence
         self.module, self.count, self.devices = module, count, max(1, devices)
         self.deadline = time.monotonic() + seconds
         self.each = each or (lambda row: None)
@@ -139,7 +149,7 @@ class Pool:
         with contextlib.suppress(OSError):  # it has ended: there is no answer either
             worker.send(task)
         while left:
-            until = min(time.monotonic() + SILENCE, self.deadline)
+            until = min(time.monotonic() + self.silence, self.deadline)
             row = worker.answer(until)
             if row is None:
                 late = time.monotonic() >= self.deadline

@@ -12,7 +12,10 @@ INT, A = "i32", "i32:16"
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel with the types and constants of one launch; `mma` names the operand type its products must use."""
+    """A kernel with the types and constants of one launch; `mma` names the operand type its products must use.
+
+    `registers`: what the launch allows a thread, where it says so.
+    """
 
     name: str
     kernel: Any
@@ -21,3 +24,4 @@ class Launch:
     warps: int
     stages: int
     mma: str | None = None
+    registers: int | None = None

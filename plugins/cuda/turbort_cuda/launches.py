@@ -11,6 +11,7 @@ from turbort_cuda.configs import row
 from turbort_cuda.kernels import linear8, linear_block128, linear_bsq, linear_int4, norm, patch, quant, rope
 from turbort_cuda.launch_row import INT, A, Launch
 from turbort_cuda.launches_attention import attention_launches
+from turbort_cuda.launches_linear import hopper_linear_launches
 from turbort_cuda.launches_vae import vae_launches
 
 BIAS = {"bias": "*bf16", "residual": "*bf16", "gate": "*fp32", "length": INT, "stride_r": A, "stride_gb": A, "stride_gl": A}
@@ -27,6 +28,8 @@ def launches(capability: int) -> Iterator[Launch]:
     yield _linear8("linear-int8-residual", capability, "i8", FLAGS, "wide-residual")
     if fp8:
         yield _linear8("linear-fp8", capability, "fp8e4nv", FLAGS, "wide-residual")
+    if capability == 90:
+        yield from hopper_linear_launches(FLAGS, GELU, {**FLAGS, "GATE": 2})
     yield _block128(capability)
     yield _int4("linear-w4a8", capability, True)
     yield _int4("linear-w4a16", capability, False)

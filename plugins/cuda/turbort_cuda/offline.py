@@ -107,9 +107,10 @@ def fault(launch: Launch, capability: int, built: Built) -> str | None:
 
 def build(launch: Launch, capability: int) -> Built:
     """A launch compiled for one architecture."""
-    return compile_for(
-        launch.kernel, capability, launch.arguments, launch.constants, num_warps=launch.warps, num_stages=launch.stages
-    )
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    if launch.registers is not None:
+        options["maxnreg"] = launch.registers
+    return compile_for(launch.kernel, capability, launch.arguments, launch.constants, **options)
 
 
 def check_targets(targets: Sequence[str]) -> Iterator[dict[str, Any]]:

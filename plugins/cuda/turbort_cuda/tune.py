@@ -23,6 +23,9 @@ REPEATS = 12
 SHARE = 0.1
 """Share of key blocks that sparse attention keeps while it is measured."""
 
+ENDS = ("bias", "residual", "gelu")
+"""What follows a linear's products: a bias alone, then gate * y + residual as after attention and the MLP, or GELU."""
+
 Convolution = tuple[int, int, int, int, int]
 """Inputs, outputs, frames, rows, columns."""
 
@@ -95,30 +98,13 @@ def contests(
     convolutions: Collection[Convolution] = (),
 ) -> Iterator[Contest]:
     """Contests for linears (rows, outputs, inputs), self-attention (tokens, heads, width of a head) and convolutions."""
-    from turbort_cuda.kernels import linear8, quant
     from turbort_cuda.kernels.attention import attention as dense
     from turbort_cuda.kernels.sla import sla_attention
 
     for m, n, k in sorted(sizes):
-        x = quant.quantize(torch.randn(m, k, device=device).to(torch.bfloat16), emit="int8-token")
-        weight = linear8.empty_weight(n, k, fp8=False, device=device)
-        bias = torch.randn(n, device=device).to(torch.bfloat16)  # as every linear of the model has; it decides between tiles
-
-        def linear(config: variants.Config, x: Any = x, weight: Any = weight, bias: Any = bias) -> Any:
-            return linear8.linear(x, weight, bias, config=config)
-
-        yield Contest("linear8", f"{n}x{k}", 2.0 * m * n * k, tuple(variants.linears()), linear, linear_class(m, n, k))
-        if n > k:
-            continue  # no model adds a residual to a linear that widens
-
-        residual = torch.randn(m, n, device=device).to(torch.bfloat16)
-        gate = torch.randn(n, device=device)
-
-        def added(config: variants.Config, given: Any = (x, weight, bias), more: Any = (residual, gate)) -> Any:
-            return linear8.linear(*given, residual=more[0], gate=more[1], config=config)
-
-        key, shape = f"{n}x{k}-residual", linear_class(m, n, k) + "-residual"
-        yield Contest("linear8", key, 2.0 * m * n * k, tuple(variants.residuals()), added, shape)
+        yield linear((m, n, k), device)
+        if n <= k:  # no model adds a residual to a linear that widens
+            yield linear((m, n, k), device, "residual")
     for tokens, heads, width in sorted(attention):
         q, k_, v = (torch.randn(1, tokens, heads, width, device=device).to(torch.bfloat16) for _ in range(3))
         proj = (torch.randn(width, width, device=device) * width**-0.5).to(torch.bfloat16)
@@ -138,6 +124,34 @@ def contests(
             yield Contest("attention", f"sparse-{block[0]}x{block[1]}", product * kept, tuple(variants.sparse(block)), sparse)
     for inputs, outputs, frames, height, width in sorted(convolutions):
         yield convolution((inputs, outputs, frames, height, width), device)
+
+
+def linear(size: tuple[int, int, int], device: torch.device, end: str = "bias", *, fp8: bool = False) -> Contest:
+    """A contest for one w8a8 (or e4m3) linear of size (rows, outputs, inputs) with one of `ENDS`."""
+    from turbort_cuda.kernels import linear8, quant
+
+    m, n, k = size
+    x = quant.quantize(torch.randn(m, k, device=device).to(torch.bfloat16), emit="fp8-token" if fp8 else "int8-token")
+    weight = linear8.empty_weight(n, k, fp8=fp8, device=device)
+    bias = torch.randn(n, device=device).to(torch.bfloat16)  # as every linear of the model has; it decides between tiles
+    more = ending(end, m, n, device)
+
+    def call(config: variants.Config) -> Any:
+        return linear8.linear(x, weight, bias, config=config, **more)
+
+    key = f"{n}x{k}" if end == "bias" else f"{n}x{k} {end}"
+    shape = linear_class(m, n, k) + "-residual" * (end == "residual")
+    return Contest("linear8", key, 2.0 * m * n * k, tuple(variants.linears()), call, shape)
+
+
+def ending(end: str, m: int, n: int, device: torch.device) -> dict[str, Any]:
+    """What a linear with m rows and n outputs is given beside its bias for one of `ENDS`."""
+    if end == "gelu":
+        return {"activation": "gelu_tanh"}
+    if end == "residual":
+        residual = torch.randn(1, m, n, device=device).to(torch.bfloat16)
+        return {"residual": residual, "gate": torch.randn(1, 1, n, device=device)}
+    return {}
 
 
 def convolution(size: Convolution, device: torch.device) -> Contest:

@@ -40,11 +40,11 @@ def measured() -> Mapping[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def pick(kernel: str, capability: int, shape: str, detail: str = "") -> Config:
-    """The configuration for a launch: measured for this very size, measured for its class, or shipped."""
+def pick(kernel: str, capability: int, shape: str, *details: str) -> Config:
+    """The configuration for a launch: measured for the first of `details` that was, measured for its class, or shipped."""
     mine = measured().get(f"sm_{capability}", {}).get(kernel, {})
     shipped = row(kernel, capability, shape)
-    return {**shipped, **(mine.get(detail) or mine.get(shape) or {})}
+    return {**shipped, **next((mine[key] for key in (*details, shape) if mine.get(key)), {})}
 
 
 def save(arch: str, kernel: str, key: str, config: Config) -> Path:

@@ -21,7 +21,7 @@ def label(config: Config) -> str:
 
 
 def linears() -> Iterator[Config]:
-    """The tile, the depth of the pipeline, and how the end of a tile is hidden."""
+    """The tile, the depth of the pipeline, and how the end of a tile is hidden; in Gluon, see `kernels.linear_hopper`."""
     base = {"GROUP": 8, "tma": True}
     first = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "stages": 4, "warps": 8, "halves": True, **base}
     yield first
@@ -35,19 +35,25 @@ def linears() -> Iterator[Config]:
     yield {**first, "flatten": True, "BLOCK_M": 256, "BLOCK_N": 128}
     yield {**first, "BLOCK_N": 128, "halves": False}
     yield {**first, "BLOCK_N": 128, "halves": False, "stages": 2, "warps": 4, "per_sm": 2}
-
-
-def residuals() -> Iterator[Config]:
-    """The same for linears that add a residual, which `described` reads by TMA."""
-    base = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "GROUP": 8, "stages": 4, "warps": 8, "halves": True, "tma": True}
-    flat = {**base, "stages": 3, "flatten": True}
-    yield {**flat, "described": True}
-    yield base
+    # `described` reads a residual by TMA, which leaves room to flatten.
+    flat = {**first, "flatten": True, "stages": 3, "described": True}
     yield flat
-    yield {**base, "described": True}
-    yield {**flat, "BLOCK_M": 256, "BLOCK_N": 128, "described": True}
-    yield {**flat, "halves": False, "described": True}
-    yield {**flat, "BLOCK_N": 128, "halves": False, "stages": 4, "described": True}
+    yield {**flat, "BLOCK_M": 256, "BLOCK_N": 128}
+    yield {**flat, "BLOCK_N": 128, "halves": False, "stages": 4}
+    yield from hopper_linears()
+
+
+def hopper_linears() -> Iterator[Config]:
+    """Linears in Gluon: how far one warpgroup is ahead of the other, the tile, and shorter steps in more stages."""
+    first = {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 128, "GROUP": 8, "stages": 4, "warps": 8, "tma": True, "halves": True}
+    first |= {"flatten": True, "gluon": True, "lead": 2}
+    yield first
+    yield {**first, "lead": 1}
+    yield {**first, "lead": 0}
+    yield {**first, "lead": 3}
+    yield {**first, "GROUP": 16}
+    yield {**first, "BLOCK_K": 64, "lead": 4}
+    yield {**first, "BLOCK_M": 256, "BLOCK_N": 128}
 
 
 def dense() -> Iterator[Config]:

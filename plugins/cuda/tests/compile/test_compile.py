@@ -27,11 +27,13 @@ def test_an_architecture_that_nobody_knows_is_named() -> None:
         list(check_targets(["sm_77"]))
 
 
+HOPPER_LINEARS = tuple(launch.name for launch in launches(90) if launch.name.startswith("linear-gluon"))
 HOT = (
     "linear-int8",
     "linear-int8-residual",
     "linear-fp8",
     "linear-block128",
+    *HOPPER_LINEARS,
     "attention-int8",
     "attention-int8-fp8",
     "sla-int8",
@@ -56,6 +58,22 @@ def test_hopper_products_stay_asynchronous(name: str) -> None:
     if built.notes is None:
         pytest.skip("this Triton wheel carries no ptxas")
     assert "serialized" not in built.notes, built.notes
+
+
+@pytest.mark.parametrize("name", HOPPER_LINEARS)
+def test_hopper_linears_divide_the_registers_and_keep_their_sums_in_them(name: str) -> None:
+    """232 for each thread that multiplies, 40 for one that loads: together no more than a multiprocessor has."""
+    built = build(next(row for row in launches(90) if row.name == name), 90)
+    granted = [int(count) for count in re.findall(r"setmaxnreg\.\w+\.sync\.aligned\.u32\s+(\d+)", built.text)]
+    assert {232, 40} <= set(granted)
+    assert (2 * 232 + 40) * 128 <= 1 << 16
+    residual = "residual" in name or name.endswith(("gate", "high", "fp8"))
+    assert len(re.findall(r"cp\.async\.bulk\.tensor\.2d\.shared", built.text)) == (
+        3 + 2 * (2 if "high" in name else 4) * residual
+    )
+    if built.stack is None:
+        pytest.skip("this Triton wheel carries no cuobjdump")
+    assert built.stack == 0
 
 
 @pytest.mark.parametrize("mode", ["int8", "int8-fp8"])
@@ -105,3 +123,35 @@ def test_the_hopper_kernel_leaves_videos_whose_values_touch_to_the_other_one() -
     assert not suits(ragged, Prepared(2, 128, codes), 64)
     assert suits(ragged, Prepared(2, 128, codes, v_codes=codes), 64)
     assert not suits(whole, Prepared(2, 128, codes), 128)
+
+
+def test_the_hopper_linear_leaves_what_it_cannot_do_to_the_other_kernel() -> None:
+    """Wide results, rows that TMA cannot address, and tiles too short for both warpgroups to be under way."""
+    import torch
+    from turbort_cuda.kernels.epilogue import epilogue
+    from turbort_cuda.kernels.linear_hopper import suits
+    from turbort_cuda.variants import hopper_linears
+
+    def ask(n: int = 256, k: int = 1536, kind: torch.dtype = torch.bfloat16, **more: torch.Tensor) -> set[bool]:
+        end = epilogue((200, k), n, kind, torch.device("cpu"), None, None, more.get("residual"), None)
+        x, w = torch.zeros(200, k, dtype=torch.int8), torch.zeros(n, k, dtype=torch.int8)
+        return {suits(x, w, end, config) for config in hopper_linears()}
+
+    assert ask() == ask(residual=torch.zeros(1, 200, 256, dtype=torch.bfloat16)) == {True}
+    assert ask(residual=torch.zeros(1, 200, 256)) == ask(kind=torch.float32) == {False}
+    assert ask(n=252) == ask(k=1528) == ask(k=256) == {False}
+    assert ask(residual=torch.zeros(1, 200, 260, dtype=torch.bfloat16)[..., :256]) == {False}
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("int8", [False, True])
+def test_hopper_linears_fit_into_shared_memory(residual: bool, int8: bool) -> None:
+    from turbort_cuda.kernels.linear_hopper import PART, shape_of
+    from turbort_cuda.variants import hopper_linears
+
+    for config in hopper_linears():
+        s = shape_of(config, int8=int8, residual=residual)
+        assert s.lead < s.stages
+        assert s.stages * (2 * s.rows + s.cols) * s.depth + 4 * s.buffers * s.rows * PART < 227 * 1024
+        assert s.wide <= (128 if int8 else 256)
+        assert not residual or s.buffers * PART == s.cols

@@ -9,6 +9,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 # Renamed after Triton 3.6.
 thread_barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
 load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+store_tile = tma.async_store if hasattr(tma, "async_load") else tma.async_copy_shared_to_global
 
 REINTERPRET = gl.constexpr(hasattr(gl.shared_memory_descriptor, "reinterpret"))
 
@@ -116,3 +117,26 @@ def faded(acc, fade, LAYOUT: gl.constexpr):
     the tensor cores keep in fewer bits, are added in float32 afterwards.
     """
     return acc * spread(fade, acc, LAYOUT)
+
+
+@gluon.jit
+def place(tile, tiles_m, tiles_n, GROUP: gl.constexpr):
+    """`common.tile_of` in Gluon: row and column of a tile when GROUP rows of tiles are walked together."""
+    width = GROUP * tiles_n
+    first = (tile // width) * GROUP
+    rows = gl.minimum(tiles_m - first, GROUP)
+    return first + (tile % width) % rows, (tile % width) // rows
+
+
+@gluon.jit
+def halves(x):
+    """The left and the right half of the columns; no value changes its thread."""
+    pair = x.reshape(x.shape[0], 2, x.shape[1] // 2).permute(0, 2, 1)
+    return pair.split()
+
+
+@gluon.jit
+def smooth(x):
+    """`common.gelu_tanh` in Gluon."""
+    root = gl.rsqrt(1.0 + gl.exp2(x * (-2.302208198 - 0.1029432396 * x * x)))
+    return x * root * root

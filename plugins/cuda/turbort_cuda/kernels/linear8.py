@@ -140,7 +140,10 @@ def linear(
     gate: Tensor | None = None,
     config: dict[str, Any] | None = None,
 ) -> Tensor:
-    """`turbort.ops.linear` at w8a8 or fp8 for a weight from `pack`; `config` replaces the table's choice when measuring."""
+    """`turbort.ops.linear` at w8a8 or fp8 for a weight from `pack`; `config` replaces the table's choice when measuring.
+
+    With `gluon` in the configuration `linear_hopper` takes the calls that suit it, the kernel of this file the others.
+    """
     qx = activations(x, weight.activation)
     values, dtype, shape = unpack_input(qx)
     rows = rows_of(values)
@@ -150,7 +153,11 @@ def linear(
     if m == 0:
         return end.finished()
     ending = "" if residual is None else "-residual"
-    chosen = dict(config or pick("linear8", capability(device), linear_class(m, n, k) + ending, f"{n}x{k}{ending}"))
+    chosen = dict(config or pick("linear8", capability(device), linear_class(m, n, k) + ending, key(n, k, end.flags)))
+    hopper = _hopper() if chosen.get("gluon") and capability(device) == 90 else None
+    if hopper is not None and hopper.suits(rows, weight.values, end, chosen):
+        hopper.launch(rows, weight.values, qx.scales, weight.scales, end, chosen)
+        return end.finished()
     block = chosen["BLOCK_M"], chosen["BLOCK_N"], chosen["BLOCK_K"]
     tma = bool(chosen.get("tma")) and all(map(describable, (rows, weight.values, end.out)))
     halves = bool(chosen.get("halves"))
@@ -176,6 +183,20 @@ def linear(
             num_warps=chosen["warps"], num_stages=chosen["stages"],
         )  # fmt: skip
     return end.finished()
+
+
+def key(n: int, k: int, flags: dict[str, Any]) -> str:
+    """Under what a measured configuration is kept: the size, and the end of a tile where that needs another configuration."""
+    return f"{n}x{k} residual" if flags["RESIDUAL"] else f"{n}x{k}"
+
+
+def _hopper() -> Any | None:
+    """The kernel in Gluon, or None where this Triton does not have the parts of Gluon that it needs."""
+    try:
+        from turbort_cuda.kernels import linear_hopper
+    except (ImportError, AttributeError):
+        return None
+    return linear_hopper
 
 
 def empty_weight(n: int, k: int, *, fp8: bool, device: torch.device) -> Weight8:
