@@ -160,7 +160,7 @@ def _keep(row: Row) -> None:
 
     name, _, text = row["name"].partition(": ")
     n, k, end, fp8 = _parts(name)
-    if not fp8:  # one table serves both kinds
+    if not fp8 and end != "gelu":  # one table serves both kinds, and ends without a residual are alike
         config = next(config for config in variants.linears() if variants.label(config) == text)
         save(f"sm_{capability(torch.device(DEVICE))}", "linear8", _name(n, k, end, "int8").removeprefix("linear8 "), config)
 

@@ -22,15 +22,6 @@ def shape_class(rows: int) -> str:
     return "mid" if rows > TINY_ROWS else "tiny"
 
 
-def linear_class(rows: int, outputs: int, inputs: int) -> str:
-    """The shape class of a linear: `wide-expand` where video tokens get at least four times their width, else `shape_class`.
-
-    A tile of such a linear has few inputs to go through, so its end, the writing of outputs, weighs more.
-    """
-    plain = shape_class(rows)
-    return "wide-expand" if plain == "wide" and outputs >= 4 * inputs else plain
-
-
 def _c(m: int, n: int, k: int, stages: int, warps: int, **more: Any) -> Config:
     return {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP": 8, "stages": stages, "warps": warps, **more}
 
@@ -42,10 +33,8 @@ _LINEAR8: Mapping[int, Mapping[str, Config]] = {
     86: {"wide": _c(128, 128, 64, 3, 8), "mid": _c(64, 128, 64, 3, 4), "tiny": _c(16, 64, 128, 4, 4)},
     89: {"wide": _c(128, 128, 64, 4, 8), "mid": _c(64, 128, 64, 4, 4), "tiny": _c(16, 64, 128, 4, 4)},
     90: {
-        "wide": _c(128, 256, 128, 4, 8, tma=True, halves=True, flatten=True),
-        # 1536 -> 1536 with a residual: 0.193 ms, against 0.226 without a descriptor of it, which leaves no room to flatten.
-        "wide-residual": _c(128, 256, 128, 3, 8, tma=True, halves=True, flatten=True, described=True),
-        "wide-expand": _c(256, 128, 128, 4, 8, tma=True, halves=True, flatten=True),  # 1536 -> 8960: 1,017 against 872 TOP/s
+        # In Gluon; what that kernel does not take runs in Triton, with the same tile.
+        "wide": _c(128, 256, 128, 4, 8, tma=True, halves=True, flatten=True, gluon=True, lead=2),
         "mid": _c(64, 128, 128, 4, 4, tma=True),
         "tiny": _c(64, 64, 128, 4, 4, tma=True),
     },

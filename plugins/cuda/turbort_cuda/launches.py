@@ -24,10 +24,9 @@ def launches(capability: int) -> Iterator[Launch]:
     """Every kernel at W's widths with the shipped configuration of this architecture."""
     fp8 = capability >= 89
     yield _linear8("linear-int8", capability, "i8", GELU)
-    yield _linear8("linear-int8-expand", capability, "i8", GELU, "wide-expand")
-    yield _linear8("linear-int8-residual", capability, "i8", FLAGS, "wide-residual")
+    yield _linear8("linear-int8-residual", capability, "i8", FLAGS)
     if fp8:
-        yield _linear8("linear-fp8", capability, "fp8e4nv", FLAGS, "wide-residual")
+        yield _linear8("linear-fp8", capability, "fp8e4nv", FLAGS)
     if capability == 90:
         yield from hopper_linear_launches(FLAGS, GELU, {**FLAGS, "GATE": 2})
     yield _block128(capability)
@@ -43,16 +42,13 @@ def _linear8(name: str, capability: int, kind: str, flags: Mapping[str, Any], sh
     c = row("linear8", capability, shape)
     m, n, k, tma = c["BLOCK_M"], c["BLOCK_N"], c["BLOCK_K"], bool(c.get("tma"))
     arguments = {**_operands(kind, m, n, k, tma, n // 2 if c.get("halves") else n), "x_scale": "*fp32", "w_scale": "*fp32"}
-    part = n // 2 if c.get("halves") else n
-    described = tma and flags["RESIDUAL"] and bool(c.get("described"))
-    arguments |= {**BIAS, **SIZES, "stride_w": A, "residual_tiles": f"tensordesc<bf16[{m}, {part}]>" if described else "*bf16"}
+    arguments |= {**BIAS, **SIZES, "stride_w": A}
     constants = {
         "BLOCK_M": m,
         "BLOCK_N": n,
         "BLOCK_K": k,
         "GROUP": c["GROUP"],
         "STAGES": c["stages"],
-        "DESCRIBED": described,
         "TMA": tma,
         "EVEN_K": True,
         "HALVES": bool(c.get("halves")),
@@ -178,15 +174,12 @@ def _passes(fp8: bool) -> Iterator[Launch]:
     pointers = {"x": "*bf16", "weight": "*fp32", "cos": "*fp32", "sin": "*fp32", "out": "*bf16", "sums": "*fp32"}
     strides = dict.fromkeys(("stride_x", "stride_cb", "stride_cl", "stride_sb", "stride_sl"), A)
     for width in (1536, 5120):
-        pairs = 1024 if width == 1536 else 4096
         for name, sums in (("rope", False), ("rope-sums", True)):
             tile, warps = rope.tile_of(width, sums)
-            parts = {"PARTS": 64 // tile, "SHARE": rope.SHARE} if sums else {"PARTS": 1, "SHARE": 1}
-            constants = {"HALF": 64, "PAIRS": pairs, "ROWS": tile, "SUMS": sums, **parts}
+            wide, rest = quant.widths(width)
+            constants = {"HALF": 64, "WIDE": wide, "REST": rest, "ROWS": tile, "PARTS": 64 // tile if sums else 1, "SUMS": sums}
             arguments = {**pointers, "D": A, "length": INT, "eps": "fp32", **strides}
             yield Launch(f"{name}-{width}", rope.rope_kernel, arguments, constants, warps, 3)
-    pointers = {"parts": "*fp32", "sums": "*fp32", "D": A}
-    yield Launch("rope-add", rope.add_parts_kernel, pointers, {"SHARE": rope.SHARE, "WIDE": 512}, 4, 3)
     yield Launch(
         "patchify",
         patch.patchify_kernel,

@@ -13,7 +13,7 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "attention preparation": ("sums_kernel", "codes_kernel", "choose_kernel", "state_kernel"),
     "attention": ("attention_kernel", "flash", "cudnn", "sdpa", "fmha"),
     "quantisation": ("rows_kernel", "blocks_kernel"),
-    "norms and rope": ("norm_kernel", "rope_kernel", "add_parts_kernel"),
+    "norms and rope": ("norm_kernel", "rope_kernel"),
     "gemm": ("linear8_kernel", "block128_kernel", "int4_kernel", "bsq_kernel", "conv3d", "gemm", "nvjet", "cutlass", "xmma"),
     "copies": ("memcpy", "copy", "cat", "fill", "memset", "phases_kernel"),
 }

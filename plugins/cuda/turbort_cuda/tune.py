@@ -15,7 +15,7 @@ from turbort.backend import Device
 from turbort.ops.block_map import chosen_blocks
 from turbort.plan import Plan
 from turbort_cuda import variants
-from turbort_cuda.configs import conv_class, linear_class, row, shape_class
+from turbort_cuda.configs import conv_class, row, shape_class
 from turbort_cuda.launch import capability
 from turbort_cuda.tuning import save as keep
 
@@ -140,8 +140,7 @@ def linear(size: tuple[int, int, int], device: torch.device, end: str = "bias", 
         return linear8.linear(x, weight, bias, config=config, **more)
 
     key = f"{n}x{k}" if end == "bias" else f"{n}x{k} {end}"
-    shape = linear_class(m, n, k) + "-residual" * (end == "residual")
-    return Contest("linear8", key, 2.0 * m * n * k, tuple(variants.linears()), call, shape)
+    return Contest("linear8", key, 2.0 * m * n * k, tuple(variants.linears()), call, shape_class(m))
 
 
 def ending(end: str, m: int, n: int, device: torch.device) -> dict[str, Any]:

@@ -35,11 +35,6 @@ def linears() -> Iterator[Config]:
     yield {**first, "flatten": True, "BLOCK_M": 256, "BLOCK_N": 128}
     yield {**first, "BLOCK_N": 128, "halves": False}
     yield {**first, "BLOCK_N": 128, "halves": False, "stages": 2, "warps": 4, "per_sm": 2}
-    # `described` reads a residual by TMA, which leaves room to flatten.
-    flat = {**first, "flatten": True, "stages": 3, "described": True}
-    yield flat
-    yield {**flat, "BLOCK_M": 256, "BLOCK_N": 128}
-    yield {**flat, "BLOCK_N": 128, "halves": False, "stages": 4}
     yield from hopper_linears()
 
 
@@ -115,9 +110,9 @@ def preparations() -> Iterator[Config]:
 
 def rotations() -> Iterator[Config]:
     """RoPE with sums of blocks: rows of a tile, and warps, at the width of the 1.3B model; the shipped configuration first."""
-    for rows, warps in ((4, 4), (4, 8), (2, 4), (2, 2), (1, 2)):
+    for rows, warps in ((4, 4), (4, 8), (2, 4), (2, 2), (8, 8)):
         yield {"rows": rows, "warps": warps}
-    for rows, warps, registers in ((4, 4, 168), (4, 4, 128), (2, 4, 128), (2, 4, 96)):
+    for rows, warps, registers in ((4, 4, 168), (4, 8, 128), (4, 8, 80), (2, 4, 128)):
         yield {"rows": rows, "warps": warps, "maxnreg": registers}
 
 

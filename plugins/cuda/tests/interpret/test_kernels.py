@@ -45,24 +45,6 @@ def test_linear_through_descriptors(halves: bool) -> None:
     assert _nmse(got, ops.linear(x, weight, activation="gelu_tanh")) < 1e-10
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("halves", [False, True])
-def test_a_residual_through_a_descriptor(halves: bool, gated: bool) -> None:
-    """Tails of M and N, with and without one gate for all rows; a gate by row and a float32 residual are read the other way."""
-    draw = torch.Generator().manual_seed(0)
-    x, residual = torch.randn(2, 35, 144, generator=draw).bfloat16(), torch.randn(2, 35, 200, generator=draw).bfloat16()
-    weight = quantize(torch.randn(200, 144, generator=draw), "int8-channel")
-    config = {"BLOCK_M": 64, "BLOCK_N": 128, "BLOCK_K": 128, "GROUP": 8, "stages": 2, "warps": 4, "tma": True, "halves": halves}
-    for rows, added in ((1, residual), (35, residual), (1, residual.float())):
-        gate = torch.randn(1, rows, 200, generator=draw) if gated else None
-        plain, described = (
-            linear8.linear(x, linear8.pack(weight), residual=added, gate=gate, config={**config, "described": on})
-            for on in (False, True)
-        )
-        assert torch.equal(plain, described)
-        assert _nmse(described, ops.linear(x, weight, residual=added, gate=gate)) < 1e-4
-
-
 def test_a_gate_by_row_may_reach_past_two_to_the_31_values() -> None:
     """Offsets of a gate that differs by row and batch: six videos of 75,600 tokens and 5,120 channels have 2.3e9 values."""
     apart, tokens, width = (1 << 30) + 64, 2, 64

@@ -104,7 +104,7 @@ def test_every_variant_is_known_to_its_kernel() -> None:
     attention = [*variants.dense(), *(config for block in variants.BLOCKS for config in variants.sparse(block))]
     for table, rows in (("linear8", variants.linears()), ("attention", attention)):
         shipped = row(table, 90, "wide" if table == "linear8" else "dense")
-        known = {*shipped, "ahead", "flatten", "per_sm", "maxnreg", "gluon", "early", "biased", "described", "lead"}
+        known = {*shipped, "ahead", "flatten", "per_sm", "maxnreg", "gluon", "early", "biased", "lead"}
         assert all(set(config) <= known for config in rows)
     known = {*row("conv3d", 90, "o96"), "group", "tail", "flatten", "per_sm"}
     for outputs in (3, 96, 192, 384):

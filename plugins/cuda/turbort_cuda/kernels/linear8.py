@@ -18,7 +18,7 @@ from torch import Tensor
 
 from turbort.errors import InputError
 from turbort.quant.qtensor import QTensor
-from turbort_cuda.configs import linear_class
+from turbort_cuda.configs import shape_class
 from turbort_cuda.kernels.common import columns, finish, tile_of
 from turbort_cuda.kernels.epilogue import epilogue, unpack_input
 from turbort_cuda.kernels.quant import activations
@@ -29,21 +29,16 @@ from turbort_cuda.tuning import pick
 @triton.jit
 def store_part(
     acc, sx, rows, row, col, out, w_scale, bias, residual, gate, length, stride_r, stride_gb, stride_gl, M, N,
-    WIDTH: tl.constexpr, TMA: tl.constexpr, DESCRIBED: tl.constexpr,
+    WIDTH: tl.constexpr, TMA: tl.constexpr,
     HAS_BIAS: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
-    """Scale, finish and store WIDTH columns of sums that begin at (row, col). DESCRIBED: the residual is a descriptor, too."""
+    """Scale, finish and store WIDTH columns of sums that begin at (row, col)."""
     cols = col + tl.arange(0, WIDTH)
     y = acc.to(tl.float32) * columns(w_scale, cols, N)[None, :] * sx[:, None]
     if HAS_BIAS:
         y += columns(bias, cols, N)[None, :]
     inside = (rows < M)[:, None] & (cols < N)[None, :]
-    if DESCRIBED:
-        if GATE == 1:
-            y = y * columns(gate, cols, N)[None, :]
-        y += residual.load([row, col]).to(tl.float32)
-    else:
-        y = finish(y, rows, cols, inside, residual, gate, N, length, stride_r, stride_gb, stride_gl, GELU, RESIDUAL, GATE)
+    y = finish(y, rows, cols, inside, residual, gate, N, length, stride_r, stride_gb, stride_gl, GELU, RESIDUAL, GATE)
     if TMA:
         out.store([row, col], y.to(out.dtype))
     else:
@@ -52,17 +47,14 @@ def store_part(
 
 @triton.jit
 def linear8_kernel(
-    x, w, out, x_scale, w_scale, bias, residual, residual_tiles, gate, length, stride_r, stride_gb, stride_gl,
+    x, w, out, x_scale, w_scale, bias, residual, gate, length, stride_r, stride_gb, stride_gl,
     M, N, K, stride_x, stride_w,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
     TMA: tl.constexpr, EVEN_K: tl.constexpr, INT: tl.constexpr, FLATTEN: tl.constexpr, SPECIALIZE: tl.constexpr,
-    HALVES: tl.constexpr, DESCRIBED: tl.constexpr,
+    HALVES: tl.constexpr,
     HAS_BIAS: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
 ):  # fmt: skip
-    """One persistent program; x [M, K] and w [N, K] are pointers, or descriptors of BLOCK x BLOCK_K tiles when TMA.
-
-    DESCRIBED: the residual is read through the descriptor `residual_tiles`.
-    """
+    """One persistent program; x [M, K] and w [N, K] are pointers, or descriptors of BLOCK x BLOCK_K tiles when TMA."""
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
     kind: tl.constexpr = tl.int32 if INT else tl.float32
@@ -93,23 +85,22 @@ def linear8_kernel(
                 left += BLOCK_K
                 right += BLOCK_K
         sx = tl.load(x_scale + rows, mask=rows < M, other=0.0)
-        added = residual_tiles if DESCRIBED else residual
         if HALVES:
             # Half of the columns at a time: the end of a wide tile then needs no more registers than its loop.
             pair = tl.permute(tl.reshape(acc, (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
             first, second = tl.split(pair)
             store_part(
-                first, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N, out, w_scale, bias, added, gate, length, stride_r,
-                stride_gb, stride_gl, M, N, BLOCK_N // 2, TMA, DESCRIBED, HAS_BIAS, GELU, RESIDUAL, GATE,
+                first, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N, out, w_scale, bias, residual, gate, length, stride_r,
+                stride_gb, stride_gl, M, N, BLOCK_N // 2, TMA, HAS_BIAS, GELU, RESIDUAL, GATE,
             )  # fmt: skip
             store_part(
-                second, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N + BLOCK_N // 2, out, w_scale, bias, added, gate, length,
-                stride_r, stride_gb, stride_gl, M, N, BLOCK_N // 2, TMA, DESCRIBED, HAS_BIAS, GELU, RESIDUAL, GATE,
+                second, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N + BLOCK_N // 2, out, w_scale, bias, residual, gate, length,
+                stride_r, stride_gb, stride_gl, M, N, BLOCK_N // 2, TMA, HAS_BIAS, GELU, RESIDUAL, GATE,
             )  # fmt: skip
         else:
             store_part(
-                acc, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N, out, w_scale, bias, added, gate, length, stride_r,
-                stride_gb, stride_gl, M, N, BLOCK_N, TMA, DESCRIBED, HAS_BIAS, GELU, RESIDUAL, GATE,
+                acc, sx, rows, pid_m * BLOCK_M, pid_n * BLOCK_N, out, w_scale, bias, residual, gate, length, stride_r,
+                stride_gb, stride_gl, M, N, BLOCK_N, TMA, HAS_BIAS, GELU, RESIDUAL, GATE,
             )  # fmt: skip
 
 
@@ -152,8 +143,7 @@ def linear(
     end = epilogue(shape, n, dtype, device, bias, activation, residual, gate)
     if m == 0:
         return end.finished()
-    ending = "" if residual is None else "-residual"
-    chosen = dict(config or pick("linear8", capability(device), linear_class(m, n, k) + ending, key(n, k, end.flags)))
+    chosen = dict(config or pick("linear8", capability(device), shape_class(m), key(n, k, end.flags)))
     hopper = _hopper() if chosen.get("gluon") and capability(device) == 90 else None
     if hopper is not None and hopper.suits(rows, weight.values, end, chosen):
         hopper.launch(rows, weight.values, qx.scales, weight.scales, end, chosen)
@@ -168,18 +158,15 @@ def linear(
             descriptor(weight.values, block[1], block[2]),
             descriptor(end.out, block[0], block[1] // 2 if halves else block[1]),
         )
-    short = end.residual.element_size() == 2 and residual is not None
-    described = tma and short and bool(chosen.get("described")) and end.flags["GATE"] != 2 and describable(end.residual)
-    added = descriptor(end.residual, block[0], block[1] // 2 if halves else block[1]) if described else end.residual
     tiles = triton.cdiv(m, block[0]) * triton.cdiv(n, block[1])
     # A flattened loop keeps its operands' buffers through the end of a tile, and the residual needs 64 KiB beside four of them.
     flatten = bool(chosen.get("flatten")) and (residual is None or chosen["stages"] <= 3)
     with on(device):
         linear8_kernel[(min(tiles, multiprocessors(device) * chosen.get("per_sm", 1)),)](
-            *operands, qx.scales, weight.scales, *end.pointers[:2], added, *end.pointers[2:],
+            *operands, qx.scales, weight.scales, *end.pointers,
             m, n, k, rows.stride(0), weight.values.stride(0),
             *block, chosen["GROUP"], chosen["stages"], tma, k % block[2] == 0, weight.activation == "int8-token",
-            flatten, bool(chosen.get("specialize")), halves, described, **end.flags,
+            flatten, bool(chosen.get("specialize")), halves, **end.flags,
             num_warps=chosen["warps"], num_stages=chosen["stages"],
         )  # fmt: skip
     return end.finished()
