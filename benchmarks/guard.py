@@ -109,7 +109,13 @@ def main() -> None:
         turn = [unguarded, guarded]
         times = [timed(call) / STEPS for call in (turn if number % 2 == 0 else turn[::-1])]
         pairs.append((times[0], times[1]) if number % 2 == 0 else (times[1], times[0]))
-    judging = [timed(monitor.after) for _ in range(args.videos)]
+
+    def judge() -> None:
+        assert monitor.probes is not None
+        monitor.probes.listening = None  # as after a step that was sampled
+        monitor.after()
+
+    judging = [timed(judge) for _ in range(args.videos)]
     without, with_monitor = (statistics.median(column) for column in zip(*pairs, strict=True))
     stalls, settled = [], []
     for group in groups[:5]:

@@ -174,10 +174,10 @@ def _passes(fp8: bool) -> Iterator[Launch]:
     pointers = {"x": "*bf16", "weight": "*fp32", "cos": "*fp32", "sin": "*fp32", "out": "*bf16", "sums": "*fp32"}
     strides = dict.fromkeys(("stride_x", "stride_cb", "stride_cl", "stride_sb", "stride_sl"), A)
     for width in (1536, 5120):
+        pairs = 1024 if width == 1536 else 4096
         for name, sums in (("rope", False), ("rope-sums", True)):
             tile, warps = rope.tile_of(width, sums)
-            wide, rest = quant.widths(width)
-            constants = {"HALF": 64, "WIDE": wide, "REST": rest, "ROWS": tile, "PARTS": 64 // tile if sums else 1, "SUMS": sums}
+            constants = {"HALF": 64, "PAIRS": pairs, "ROWS": tile, "PARTS": 64 // tile if sums else 1, "SUMS": sums}
             arguments = {**pointers, "D": A, "length": INT, "eps": "fp32", **strides}
             yield Launch(f"{name}-{width}", rope.rope_kernel, arguments, constants, warps, 3)
     yield Launch(

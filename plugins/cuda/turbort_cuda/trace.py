@@ -14,7 +14,18 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "attention": ("attention_kernel", "flash", "cudnn", "sdpa", "fmha"),
     "quantisation": ("rows_kernel", "blocks_kernel"),
     "norms and rope": ("norm_kernel", "rope_kernel"),
-    "gemm": ("linear8_kernel", "block128_kernel", "int4_kernel", "bsq_kernel", "conv3d", "gemm", "nvjet", "cutlass", "xmma"),
+    "gemm": (
+        "linear8_kernel",
+        "hopper_linear",
+        "block128_kernel",
+        "int4_kernel",
+        "bsq_kernel",
+        "conv3d",
+        "gemm",
+        "nvjet",
+        "cutlass",
+        "xmma",
+    ),
     "copies": ("memcpy", "copy", "cat", "fill", "memset", "phases_kernel"),
 }
 """Parts of kernel names by class. The first that fits counts: attention before gemm, because cuDNN's names contain both."""

@@ -110,10 +110,8 @@ def preparations() -> Iterator[Config]:
 
 def rotations() -> Iterator[Config]:
     """RoPE with sums of blocks: rows of a tile, and warps, at the width of the 1.3B model; the shipped configuration first."""
-    for rows, warps in ((4, 4), (4, 8), (2, 4), (2, 2), (8, 8)):
+    for rows, warps in ((4, 4), (4, 8), (2, 4)):
         yield {"rows": rows, "warps": warps}
-    for rows, warps, registers in ((4, 4, 168), (4, 8, 128), (4, 8, 80), (2, 4, 128)):
-        yield {"rows": rows, "warps": warps, "maxnreg": registers}
 
 
 def convolutions(outputs: int) -> Iterator[Config]:

@@ -117,6 +117,8 @@ def test_every_variant_is_known_to_its_kernel() -> None:
     ("name", "kind"),
     [
         ("linear8_kernel", "gemm"),
+        ("hopper_linear_kernel", "gemm"),
+        ("hopper_attention_kernel", "attention"),
         ("nvjet_sm90_tst_128x256", "gemm"),
         ("attention_kernel", "attention"),
         ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma", "attention"),
