@@ -28,13 +28,18 @@ Saving = Callable[[Residency], Residency]
 def savings(plan: Plan, spec: ModelSpec, profile: Profile, *, least: int = 1) -> Iterator[Saving]:
     """Ways to need less, the cheapest first; each returns its argument when it has nothing (more) to save.
 
-    Text before the transformer, smaller VAE chunks, text in int8, one expert at a time, smaller batches down to `least`,
-    steps that are not captured, VAE tiles (which change pixels near their seams), blocks streamed from the host. Those that the
+    Steps that are not captured, text before the transformer, smaller VAE chunks, text in int8, one expert at a time, smaller
+    batches down to `least`, VAE tiles (which change pixels near their seams), blocks streamed from the host. Those that the
     profile forbids (`memory.offload: none`) are left out.
+
+    A captured step saves launches, which a model that is large for its device does not wait for: Wan 1.3B and 14B on an H100 take
+    as long without (0.617 and 0.611 s for four steps). What it keeps to itself breaks the device's memory into pieces.
     """
     allowed = profile.memory.offload
     may = {name: allowed == "auto" or (isinstance(allowed, tuple) and name in allowed) for name in ("text", "dit", "vae")}
     width, height = plan.header["size"]
+    if plan.header.get("graph") == "captured":
+        yield lambda row: replace(row, eager=True)
     if may["text"]:
         yield lambda row: replace(row, text="first")
     yield lambda row: replace(row, chunk=max(1, row.chunk // 2))
@@ -43,8 +48,6 @@ def savings(plan: Plan, spec: ModelSpec, profile: Profile, *, least: int = 1) ->
     if may["dit"] and spec.experts:
         yield lambda row: replace(row, experts="swap")
     yield lambda row: replace(row, batch=row.batch // 2) if row.batch // 2 >= least else row
-    if plan.header.get("graph") == "captured":
-        yield lambda row: replace(row, eager=True)
     if may["vae"] and width * height > 2 * TILE[0] * TILE[1]:
         yield lambda row: replace(row, tile=row.tile or TILE)
     if may["dit"]:
@@ -71,7 +74,7 @@ def choose(plan: Plan, spec: ModelSpec, profile: Profile, budget: int | None, *,
     found = next((row for row in made if row.fits), None)
     if found is not None:
         # A later step may have made an earlier saving needless; those that cost most are taken back first.
-        for name in ("tile", "eager", "batch", "text_scheme", "experts", "chunk", "text"):
+        for name in ("tile", "batch", "text_scheme", "experts", "chunk", "text"):
             residency = replace(found.residency, **{name: getattr(rows[0], name)})
             without = replace(forecast(plan, spec, profile, residency), budget=budget)
             found = without if without.fits else found
