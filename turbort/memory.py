@@ -11,16 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from turbort.memory_beside import Second, fragmented, sample_bytes, workspace
-from turbort.memory_sites import (
-    dit_activations,
-    encodes,
-    float_bytes,
-    text_bytes,
-    vae_activations,
-    vae_caches,
-    vae_layouts,
-    weight_bytes,
-)
+from turbort.memory_sites import dit_activations, encodes, float_bytes, text_bytes, weight_bytes
+from turbort.memory_vae import vae_activations, vae_caches, vae_layouts
 from turbort.precision import PRECISIONS
 from turbort.units import format_bytes
 

@@ -16,7 +16,8 @@ from turbort.job import Job
 from turbort.memory import Forecast, forecast, tiered
 from turbort.memory_beside import sample_bytes
 from turbort.memory_ladder import choose, ladder
-from turbort.memory_sites import matrix_bytes, vae_activations, vae_caches
+from turbort.memory_sites import matrix_bytes
+from turbort.memory_vae import vae_activations, vae_caches
 from turbort.models.spec import MODELS
 from turbort.models.tiny import read_spec
 from turbort.output import decode

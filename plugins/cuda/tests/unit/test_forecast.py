@@ -26,7 +26,8 @@ from turbort.guard.probe import Probes
 from turbort.memory import Forecast, forecast
 from turbort.memory_beside import sample_bytes
 from turbort.memory_ladder import choose
-from turbort.memory_sites import text_bytes, vae_caches, vae_layouts
+from turbort.memory_sites import text_bytes
+from turbort.memory_vae import vae_caches, vae_layouts
 from turbort.models.sites import build_dit
 from turbort.models.spec import MODELS
 from turbort.models.text import _in_parts
