@@ -179,6 +179,17 @@ def test_kernel_tables_are_read(kernel, message):
     assert message in result.message
 
 
+def test_only_kernels_that_emit_must_take_emit(monkeypatch):
+    def rotate(x, weight, cos, sin, *, heads, eps=1e-6):
+        raise AssertionError  # only its arguments are read
+
+    monkeypatch.setattr(backend_checks, "rotate", rotate, raising=False)
+    plain = Kernel("qk_norm_rope", "a", "turbort.testing.backend_checks:rotate", ("bf16",))
+    assert suite_of(GOOD, plain).run("backend/kernels").outcome is Outcome.PASS
+    result = suite_of(GOOD, replace(plain, emits=("sums-64",))).run("backend/kernels")
+    assert "unexpected keyword argument 'emit'" in result.message
+
+
 def test_two_kernels_of_one_name_are_found():
     assert "2 kernels are named patchify/good" in suite_of(GOOD, GOOD).run("backend/kernels").message
 

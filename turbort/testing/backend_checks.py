@@ -119,12 +119,15 @@ def _faults(kernel: Kernel, spec: OpSpec | None, suite: Suite) -> list[str]:
             lines.append(f"loading its {what} raised {type(error).__name__}: {error}")
             continue
         if what == "target":
-            lines += _signature_faults(loaded, spec)
+            lines += _signature_faults(loaded, spec, kernel)
     return lines
 
 
-def _signature_faults(loaded: Any, spec: OpSpec) -> list[str]:
-    """Whether the function can be called with every argument of the reference, the way models call it."""
+def _signature_faults(loaded: Any, spec: OpSpec, kernel: Kernel) -> list[str]:
+    """Whether the function can be called with every argument of the reference, the way models call it.
+
+    `emit` is given to kernels that list what they emit, and to no others.
+    """
     function = loaded.reference if isinstance(loaded, OpSpec) else loaded
     try:
         signature = inspect.signature(function)
@@ -132,7 +135,8 @@ def _signature_faults(loaded: Any, spec: OpSpec) -> list[str]:
         return []
     parameters = list(spec.signature.parameters.values())
     by_position = [None for p in parameters if p.kind is not p.KEYWORD_ONLY]
-    by_name = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "precision"}
+    filled_in = {"precision"} if kernel.emits else {"precision", "emit"}
+    by_name = {p.name: None for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in filled_in}
     try:
         signature.bind(*by_position, **by_name)
     except TypeError as error:
