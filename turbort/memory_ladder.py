@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from turbort.errors import UnavailableError
-from turbort.memory import Forecast, Residency, fastest, forecast
+from turbort.memory import MARGIN, Forecast, Residency, fastest, forecast
 from turbort.memory_beside import Second
 from turbort.precision import PRECISIONS
 from turbort.units import format_bytes
@@ -22,6 +22,9 @@ TILE = (256, 256)
 WORTH = 0.99
 """A step down after running out of memory must bring the stage that failed to this share of its forecast, or less."""
 
+CAPTURED_ROOM = 0.85
+"""Share of the budget up to which a captured step is trusted: memory ran out at 0.96 (14B in 24 GiB) and 0.98 (1.3B in 8)."""
+
 Saving = Callable[[Residency], Residency]
 
 
@@ -32,8 +35,9 @@ def savings(plan: Plan, spec: ModelSpec, profile: Profile, *, least: int = 1) ->
     batches down to `least`, VAE tiles (which change pixels near their seams), blocks streamed from the host. Those that the
     profile forbids (`memory.offload: none`) are left out.
 
-    A captured step saves launches, which a model that is large for its device does not wait for: Wan 1.3B and 14B on an H100 take
-    as long without (0.617 and 0.611 s for four steps). What it keeps to itself breaks the device's memory into pieces.
+    A captured step saves launches, for which a model that is large for its device hardly waits: on an H100 four steps took 0.62
+    to 0.71 s without and 0.61 to 0.62 with for Wan 1.3B, and 3.59 s and 3.56 for 14B. What it keeps to itself breaks the device's
+    memory into pieces.
     """
     allowed = profile.memory.offload
     may = {name: allowed == "auto" or (isinstance(allowed, tuple) and name in allowed) for name in ("text", "dit", "vae")}
@@ -71,14 +75,15 @@ def choose(plan: Plan, spec: ModelSpec, profile: Profile, budget: int | None, *,
     """
     rows = ladder(plan, spec, profile, least=least)
     made = [replace(forecast(plan, spec, profile, row), budget=budget) for row in rows]
-    found = next((row for row in made if row.fits), None)
+    found = next((row for row in made if _roomy(row)), None)
     if found is not None:
         # A later step may have made an earlier saving needless; those that cost most are taken back first.
         for name in ("tile", "batch", "text_scheme", "experts", "chunk", "text"):
             residency = replace(found.residency, **{name: getattr(rows[0], name)})
             without = replace(forecast(plan, spec, profile, residency), budget=budget)
             found = without if without.fits else found
-        return found
+        captured = replace(forecast(plan, spec, profile, replace(found.residency, eager=False)), budget=budget)
+        return captured if _roomy(captured) else found
     smallest = min(made, key=lambda row: row.peak)
     width, height = plan.header["size"]
     what = f"{spec.name} at {width}x{height}, {plan.header['frames']} frames"
@@ -87,6 +92,12 @@ def choose(plan: Plan, spec: ModelSpec, profile: Profile, budget: int | None, *,
         tried=[f"smallest way: {smallest.residency.describe(spec)}", *_lines(smallest)],
         fix="choose a smaller size, fewer frames, a smaller model, or a profile with quantised weights",
     )
+
+
+def _roomy(made: Forecast) -> bool:
+    """Whether captured steps fit, with room to spare in the stages that share the device with what a captured step keeps."""
+    beside = max((stage.reserved for stage in made.stages if stage.captured), default=0)
+    return made.fits and (made.budget is None or beside * MARGIN <= CAPTURED_ROOM * made.budget)
 
 
 def step_down(plan: Plan, spec: ModelSpec, profile: Profile, now: Forecast, stage: str, second: Second | None = None) -> Forecast:
